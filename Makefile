@@ -1,0 +1,91 @@
+# The two commands of the README, and what they are made of.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+ENV ?= dev
+# A cluster of your own for the demo: make demo CLUSTER_KUBECONFIG=~/.kube/config [CLUSTER_CONTEXT=name]
+CLUSTER_KUBECONFIG ?=
+CLUSTER_CONTEXT ?=
+
+ifeq ($(CLUSTER_KUBECONFIG),)
+DEMO_NEEDS := cluster client
+DEMO_INVENTORY := -i inventories/$(ENV) -i inventories/embedded
+else
+DEMO_NEEDS := venv
+DEMO_INVENTORY := -i inventories/$(ENV) -i inventories/demo -e mlflow_environment_kubeconfig=$(CLUSTER_KUBECONFIG) \
+	-e mlflow_environment_context=$(CLUSTER_CONTEXT)
+endif
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(DEMO_NEEDS) ## A real Kubernetes on this machine, MLflow on it, proven by a real client
+	ansible-playbook playbooks/backing_services.yml $(DEMO_INVENTORY)
+	ansible-playbook site.yml $(DEMO_INVENTORY)
+	ansible-playbook playbooks/credentials.yml $(DEMO_INVENTORY)
+
+.PHONY: test
+test: ## Lint, unit tests, and Molecule on a real Kubernetes on this machine
+	@$(MAKE) --no-print-directory lint unit molecule
+	@python tests/count.py .cache/junit
+
+.PHONY: lint
+lint: venv ## ansible-lint (production profile), ruff and yamllint
+	ruff check .
+	ruff format --check .
+	yamllint --strict .
+	ansible-lint --strict
+
+.PHONY: unit
+unit: venv ## Unit tests
+	pytest --junit-xml=.cache/junit/unit.xml
+
+.PHONY: molecule
+molecule: cluster client ## The Molecule scenarios, on the embedded cluster
+	molecule test --scenario-name default
+	molecule test --scenario-name environments
+
+.PHONY: cluster
+cluster: venv ## Bring the embedded cluster up, or heal it
+	ansible-playbook playbooks/cluster.yml -i inventories/embedded
+
+.PHONY: cluster-down
+cluster-down: venv ## Stop the embedded cluster and leave nothing of it behind but its data and its builds
+	ansible-playbook playbooks/cluster_down.yml -i inventories/embedded
+
+.PHONY: cluster-status
+cluster-status: venv ## What the embedded cluster is doing
+	ansible-playbook playbooks/cluster_status.yml -i inventories/embedded
+
+.PHONY: venv
+venv: .venv/.installed
+
+UV := 0.13.8
+.venv/.installed: requirements.txt Makefile
+	python3 -c 'import ensurepip' 2>/dev/null || (apt-get update -qq && apt-get install -y -qq python3-venv)
+	test -x .venv/bin/uv || { python3 -m venv .venv && .venv/bin/pip install -q --disable-pip-version-check uv==$(UV); }
+	.venv/bin/uv pip sync -q --python .venv/bin/python --require-hashes requirements.txt
+	touch $@
+
+# What a user of MLflow has on a laptop. Apart from the controller's packages: boto3 and kubernetes 37 exclude each other.
+.PHONY: client
+client: .cache/client/.installed
+
+.cache/client/.installed: tests/client-requirements.txt | venv
+	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/client
+	.venv/bin/uv pip sync -q --python .cache/client/bin/python tests/client-requirements.txt
+	touch $@
+
+.PHONY: lock
+lock: venv ## Pin what pyproject.toml asks for into requirements.txt
+	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-header -q -o requirements.txt
+
+.PHONY: clean
+clean: ## Remove what make has put into this checkout
+	rm -rf .venv .cache

@@ -1,0 +1,35 @@
+"""Each role's defaults and its argument specification say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+
+
+def load(role: str, file: str) -> dict:
+    path = ROOT / "roles" / role / file
+    return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_and_argument_specs_name_the_same_variables(role: str) -> None:
+    options = load(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    documented = {name: option["default"] for name, option in options.items() if "default" in option}
+    assert documented == load(role, "defaults/main.yml")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_option_without_a_default_is_required(role: str) -> None:
+    options = load(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert [name for name, option in options.items() if "default" not in option and not option.get("required")] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_tasks_main_reads_as_a_table_of_contents(role: str) -> None:
+    lines = (ROOT / "roles" / role / "tasks/main.yml").read_text().splitlines()
+    assert len(lines) < 60
