@@ -1,0 +1,169 @@
+#!/usr/bin/python
+# Copyright: the ansible-mlflow authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mlflow_cluster_info
+short_description: Read what a deployment of MLflow must know of its cluster
+description:
+  - Sees that the API server answers within 10 seconds, reads some Secrets and refuses node ports that are taken.
+  - It returns secrets, so a task that uses it sets C(no_log).
+options:
+  kubeconfig:
+    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
+    type: path
+  context:
+    description: Name of a context in the kubeconfig; its current one by default.
+    type: str
+  namespace:
+    description: The namespace of the environment; it need not exist.
+    type: str
+    required: true
+  secrets:
+    description: Secrets to read; one that does not exist is returned as an empty dictionary.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      namespace:
+        description: The Secret's namespace.
+        type: str
+        required: true
+      name:
+        description: The Secret's name.
+        type: str
+        required: true
+  node_ports:
+    description: Node ports that the environment wants, each of 30000 to 32767 and free or its own Service's already.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      port:
+        description: The node port.
+        type: int
+        required: true
+      namespace:
+        description: Namespace of the Service that has or will have the port.
+        type: str
+        required: true
+      service:
+        description: Name of the Service that has or will have the port.
+        type: str
+        required: true
+requirements:
+  - kubernetes >= 30
+author:
+  - the ansible-mlflow authors
+attributes:
+  check_mode:
+    description: It reads only, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: It changes nothing.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Look at the cluster
+  mlflow_cluster_info:
+    kubeconfig: "{{ mlflow_environment_kubeconfig }}"
+    context: "{{ mlflow_environment_context }}"
+    namespace: mlflow-dev
+    secrets:
+      - namespace: pgsql
+        name: dev-postgres-admin
+    node_ports:
+      - port: 30502
+        namespace: mlflow-dev
+        service: mlflow-dev
+  register: cluster
+  no_log: true
+"""
+
+RETURN = r"""
+server:
+  description: URL of the API server.
+  returned: success
+  type: str
+  sample: https://10.250.0.1:6443
+server_version:
+  description: Version of the API server.
+  returned: success
+  type: str
+  sample: v1.36.3
+namespace_exists:
+  description: Whether the namespace exists.
+  returned: success
+  type: bool
+secrets:
+  description: The texts of the Secrets by C(<namespace>/<name>); values that are no UTF-8 text are left out.
+  returned: success
+  type: dict
+absent_secrets:
+  description: The Secrets that do not exist, as C(<namespace>/<name>).
+  returned: success
+  type: list
+  elements: str
+node_ports_checked:
+  description: False when the user may not list the Services of all namespaces, so that only the range was checked.
+  returned: success
+  type: bool
+"""
+
+from ansible.module_utils.ansible_mlflow import cluster_info
+from ansible.module_utils.ansible_mlflow.errors import run
+from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
+from ansible.module_utils.basic import AnsibleModule
+
+ARGUMENTS = {
+    **CONNECTION_ARGUMENTS,
+    "namespace": {"type": "str", "required": True},
+    "secrets": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "no_log": False,
+        "options": {"namespace": {"type": "str", "required": True}, "name": {"type": "str", "required": True}},
+    },
+    "node_ports": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "port": {"type": "int", "required": True},
+            "namespace": {"type": "str", "required": True},
+            "service": {"type": "str", "required": True},
+        },
+    },
+}
+
+
+def look(module: AnsibleModule) -> dict:
+    params = module.params
+    cluster = Cluster(params["kubeconfig"], params["context"])
+    version = cluster_info.server_version(cluster)
+    exists = cluster_info.namespace_exists(cluster, params["namespace"])
+    checked = cluster_info.check_node_ports(cluster, params["node_ports"])
+    secrets, absent = cluster_info.read_secrets(cluster, params["secrets"])
+    if not checked:
+        module.warn("the user may not list the Services of all namespaces: nobody checked whether a node port is taken")
+    return {
+        "changed": False,
+        "server": cluster.server,
+        "server_version": version,
+        "namespace_exists": exists,
+        "secrets": secrets,
+        "absent_secrets": absent,
+        "node_ports_checked": checked,
+    }
+
+
+def main() -> None:
+    run(AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True), look)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Follow a Deployment's rollout and say early, and in the pod's own words, that it cannot succeed."""
+
+from __future__ import annotations
+
+from .errors import Error, one_line
+from .jobs import LOG_LINES, Waiter, pod_words
+from .kubernetes import Cluster
+from .pods import Failure, Patience, diagnose
+
+REVISION = "deployment.kubernetes.io/revision"
+REPLICA_FAILURE_SECONDS = 5
+
+
+def progress(deployment: dict) -> tuple[bool, str]:
+    """Whether a Deployment runs exactly what its specification says, and its state in words (pure)."""
+    spec, status = deployment["spec"], deployment.get("status") or {}
+    wanted = spec.get("replicas", 1)
+    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return False, "the controller has not seen the change yet"
+    if updated < wanted:
+        return False, f"{updated} of {wanted} replicas are updated"
+    if status.get("replicas", 0) > updated:
+        return False, f"{status['replicas'] - updated} replicas of the previous version have not ended"
+    if available < wanted:
+        return False, f"{available} of {wanted} replicas are available"
+    return True, f"{available} of {wanted} replicas are available"
+
+
+def condition(deployment: dict, kind: str) -> dict:
+    """The condition of that type, or an empty dict."""
+    conditions = (deployment.get("status") or {}).get("conditions") or []
+    return next((entry for entry in conditions if entry["type"] == kind), {})
+
+
+def newest(replica_sets: list[dict], deployment: dict) -> dict | None:
+    """The ReplicaSet of the Deployment's present revision."""
+    owned = [entry for entry in replica_sets if owned_by(entry, deployment["metadata"]["uid"])]
+    revision = (deployment["metadata"].get("annotations") or {}).get(REVISION)
+    return next((e for e in owned if (e["metadata"].get("annotations") or {}).get(REVISION) == revision), None)
+
+
+def owned_by(item: dict, uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in item["metadata"].get("ownerReferences") or [])
+
+
+def previous_words(replica_sets: list[dict], deployment: dict, current: dict | None) -> str:
+    """What remains of the previous version, for the end of a failure's message."""
+    ready = sum(
+        (entry.get("status") or {}).get("readyReplicas", 0)
+        for entry in replica_sets
+        if owned_by(entry, deployment["metadata"]["uid"]) and entry is not current
+    )
+    return f"the previous version still serves ({ready} ready)" if ready else "nothing serves"
+
+
+class Rollout:
+    """The rollout of one Deployment.
+
+    :param timeout: seconds to wait for it.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str, timeout: float):
+        self.cluster, self.namespace, self.name = cluster, namespace, name
+        self.timeout = timeout
+        self.waiter = Waiter(timeout)
+        self._patience = Patience()
+
+    def wait(self) -> dict:
+        """Return ``ready`` (int), ``seconds`` (float) and ``image`` (str) when all replicas are available.
+
+        :raises Error: there is no such Deployment, or it cannot become available.
+        """
+        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{self.name}"
+        while True:
+            found = self.waiter.ask(self._look, path)
+            if found is not None:
+                deployment, replica_sets, pods = found
+                done, words = progress(deployment)
+                if done:
+                    containers = deployment["spec"]["template"]["spec"]["containers"]
+                    ready = (deployment.get("status") or {}).get("readyReplicas", 0)
+                    return {"ready": ready, "seconds": self.waiter.seconds, "image": containers[0]["image"]}
+                self._give_up_early(deployment, replica_sets, pods)
+                if self.waiter.expired:
+                    doing = f"; {pod_words(pods[-1])}" if pods else ""
+                    text = f"it did not finish within {self.timeout:.0f} s: {words}{doing}"
+                    self._fail(text, deployment, replica_sets)
+            self.waiter.pause()
+
+    def _look(self, path: str) -> tuple[dict, list[dict], list[dict]]:
+        deployment = self.cluster.get(path)
+        if deployment is None:
+            raise Error(f"there is no Deployment {self.name} in namespace {self.namespace} of {self.cluster.server}")
+        labels = ",".join(f"{k}={v}" for k, v in deployment["spec"]["selector"].get("matchLabels", {}).items())
+        sets = self.cluster.items(f"/apis/apps/v1/namespaces/{self.namespace}/replicasets", labelSelector=labels)
+        current = newest(sets, deployment)
+        pods = []
+        if current:
+            pods = self.cluster.items(f"/api/v1/namespaces/{self.namespace}/pods", labelSelector=labels)
+            pods = [pod for pod in pods if owned_by(pod, current["metadata"]["uid"])]
+        return deployment, sets, pods
+
+    def _give_up_early(self, deployment: dict, replica_sets: list[dict], pods: list[dict]) -> None:
+        if deployment["spec"].get("paused"):
+            self._fail("it is paused (kubectl rollout resume)", deployment, replica_sets)
+        for pod in pods:
+            failure = diagnose(pod)
+            if failure and self._patience.exhausted(failure, self.waiter.now):
+                told = failure.told(self._log(failure))
+                self._fail(told, deployment, replica_sets)
+        if (deployment.get("status") or {}).get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+            return
+        refused = condition(deployment, "ReplicaFailure")
+        if refused.get("status") == "True":
+            passing = Failure("ReplicaFailure", "", grace=REPLICA_FAILURE_SECONDS)
+            if self._patience.exhausted(passing, self.waiter.now):
+                self._fail(f"its pods cannot be created: {refused.get('message')}", deployment, replica_sets)
+        late = condition(deployment, "Progressing")
+        if late.get("reason") == "ProgressDeadlineExceeded":
+            doing = f"; {pod_words(pods[-1])}" if pods else ""
+            text = f"no progress for {deployment['spec'].get('progressDeadlineSeconds')} s (progressDeadlineSeconds)"
+            self._fail(text + doing, deployment, replica_sets)
+
+    def _log(self, failure: Failure) -> str:
+        if not failure.needs_log:
+            return ""
+        return self.cluster.log(self.namespace, failure.pod, failure.container, LOG_LINES, failure.previous)
+
+    def _fail(self, text: str, deployment: dict, replica_sets: list[dict]) -> None:
+        serves = previous_words(replica_sets, deployment, newest(replica_sets, deployment))
+        raise Error(f"Deployment {self.namespace}/{self.name}: {one_line(text, 600)}; {serves}")
