@@ -1,0 +1,257 @@
+"""What the tests on the embedded cluster share: runs of Ansible, looks into the cluster, and a real client."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import minio
+import psycopg
+import pytest
+import urllib3
+
+ROOT = Path(__file__).parents[2]
+KUBECONFIG = "/var/lib/ansible-mlflow/kubeconfig"
+CLIENT = ROOT / ".cache/client/bin/python"
+NODE_PORTS = {"dev": 30502, "stg": 30501, "prod": 30500}
+MINIO_NODE_PORTS = {"dev": 30902, "stg": 30901, "prod": 30900}
+DATABASE_PORTS = {"dev": 5434, "stg": 5433, "prod": 5432}
+
+# The modules' own way into the cluster is the tests' way too.
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+
+@dataclass
+class Run:
+    """A finished run of ansible-playbook."""
+
+    status: int
+    output: str
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def changed(self) -> int:
+        """The sum of the recap's changed counts."""
+        return sum(int(count) for count in re.findall(r"changed=(\d+)", self.output))
+
+
+def play(playbook: str, *environments: str, args: tuple[str, ...] = (), timeout: int = 900) -> Run:
+    """Run a playbook for some environments on the embedded cluster."""
+    inventories = [f"--inventory=inventories/{name}" for name in (*environments, "embedded")]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(
+        ["ansible-playbook", playbook, *inventories, *args],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(done.returncode, done.stdout, time.monotonic() - start, cpu)
+
+
+def site(*environments: str, args: tuple[str, ...] = (), timeout: int = 900) -> Run:
+    """Run site.yml for some environments on the embedded cluster."""
+    return play("site.yml", *environments, args=args, timeout=timeout)
+
+
+class Cluster:
+    """Looks into the embedded cluster, and hands into it, past Ansible."""
+
+    def __init__(self) -> None:
+        from kubernetes import client, config
+
+        self.api = config.new_client_from_config(KUBECONFIG)
+        self.core = client.CoreV1Api(self.api)
+        self.apps = client.AppsV1Api(self.api)
+        self.batch = client.BatchV1Api(self.api)
+
+    def resource_versions(self, environment: str) -> dict[str, str]:
+        """The resourceVersion of every object of an environment by kind and name; empty without its namespace."""
+        namespace = f"mlflow-{environment}"
+        lists = {
+            "ConfigMap": self.core.list_namespaced_config_map,
+            "Secret": self.core.list_namespaced_secret,
+            "Service": self.core.list_namespaced_service,
+            "Pod": self.core.list_namespaced_pod,
+            "Deployment": self.apps.list_namespaced_deployment,
+            "ReplicaSet": self.apps.list_namespaced_replica_set,
+            "Job": self.batch.list_namespaced_job,
+        }
+        versions = {
+            f"{kind} {item.metadata.name}": item.metadata.resource_version
+            for kind, list_objects in lists.items()
+            for item in list_objects(namespace).items
+            # A client that verifies comes and goes; nothing of the environment is in it.
+            if "verification" not in item.metadata.name or kind == "ConfigMap"
+        }
+        for item in self.core.list_namespace(field_selector=f"metadata.name={namespace}").items:
+            versions[f"Namespace {namespace}"] = item.metadata.resource_version
+        return versions
+
+    def secret(self, namespace: str, name: str) -> dict[str, str]:
+        """The decoded data of a Secret."""
+        data = self.core.read_namespaced_secret(name, namespace).data
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+    def secrets(self, environment: str) -> dict[str, str]:
+        """An environment's own Secret, decoded."""
+        return self.secret(f"mlflow-{environment}", f"mlflow-secrets-{environment}")
+
+    def config(self, environment: str) -> dict[str, str]:
+        """An environment's own ConfigMap."""
+        return self.core.read_namespaced_config_map(f"mlflow-config-{environment}", f"mlflow-{environment}").data
+
+    @contextmanager
+    def database(self, environment: str, name: str) -> Iterator[psycopg.Connection]:
+        """A connection of PostgreSQL's administrator to one of an environment's databases."""
+        from ansible.module_utils.ansible_mlflow.tunnel import reach_service
+
+        admin = self.secret("pgsql", f"{environment}-postgres-admin")
+        host, port = f"{environment}-postgres.pgsql.svc.cluster.local", DATABASE_PORTS[environment]
+        with (
+            reach_service(host, port, "tunnel", kubeconfig=KUBECONFIG) as (local_host, local_port),
+            psycopg.connect(
+                host=local_host,
+                port=local_port,
+                dbname=name,
+                user=admin["username"],
+                password=admin["password"],
+                autocommit=True,
+            ) as connection,
+        ):
+            yield connection
+
+    def databases(self, environment: str) -> dict[str, Any]:
+        """What PostgreSQL holds: databases with owners and grants, roles, and each table's number of rows."""
+        with self.database(environment, "postgres") as connection:
+            roles = connection.execute("SELECT rolname, rolpassword FROM pg_authid ORDER BY 1").fetchall()
+            databases = connection.execute(
+                "SELECT datname, pg_get_userbyid(datdba), datacl::text FROM pg_database ORDER BY 1"
+            ).fetchall()
+        rows = {}
+        for name in {"mlflow", "mlflow_auth"} & {database[0] for database in databases}:
+            with self.database(environment, name) as connection:
+                tables = connection.execute("SELECT relname FROM pg_stat_user_tables ORDER BY 1").fetchall()
+                counts = {
+                    table: connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] for (table,) in tables
+                }
+                grants = connection.execute("SELECT nspname, nspacl::text FROM pg_namespace ORDER BY 1").fetchall()
+                rows[name] = {"tables": counts, "grants": grants}
+        return {"roles": roles, "databases": databases, "rows": rows}
+
+    def object_store(self, environment: str) -> minio.Minio:
+        """MinIO's administrator, through its NodePort."""
+        admin = self.secret("pgsql", f"minio-{environment}-admin")
+        return s3(environment, admin["access_key"], admin["secret_key"])
+
+    def objects(self, environment: str) -> dict[str, list[str]]:
+        """The objects of every bucket, by bucket."""
+        store = self.object_store(environment)
+        return {
+            bucket.name: sorted(
+                f"{item.object_name} {item.etag}" for item in store.list_objects(bucket.name, recursive=True)
+            )
+            for bucket in store.list_buckets()
+        }
+
+    def everything(self, environment: str) -> dict[str, Any]:
+        """All that a dry run must not touch."""
+        return {
+            "objects": self.resource_versions(environment),
+            "databases": self.databases(environment),
+            "buckets": self.objects(environment),
+        }
+
+    def kill(self, namespace: str, selector: str) -> None:
+        """Delete pods without grace, and wait until others have taken their place and are ready."""
+        old = {pod.metadata.uid for pod in self.core.list_namespaced_pod(namespace, label_selector=selector).items}
+        assert old, f"no pod with {selector} in {namespace}"
+        self.core.delete_collection_namespaced_pod(namespace, label_selector=selector, grace_period_seconds=0)
+        wait_until(lambda: self._replaced(namespace, selector, old), 180, f"pods with {selector} come back")
+
+    def _replaced(self, namespace: str, selector: str, old: set[str]) -> bool:
+        pods = self.core.list_namespaced_pod(namespace, label_selector=selector).items
+        return bool(pods) and all(
+            pod.metadata.uid not in old
+            and any(state.type == "Ready" and state.status == "True" for state in pod.status.conditions or [])
+            for pod in pods
+        )
+
+
+def s3(environment: str, access_key: str, secret_key: str) -> minio.Minio:
+    """A client of an environment's MinIO, through its NodePort, that does not retry."""
+    return minio.Minio(
+        endpoint=f"localhost:{MINIO_NODE_PORTS[environment]}",
+        access_key=access_key,
+        secret_key=secret_key,
+        secure=False,
+        region="us-east-1",
+        http_client=urllib3.PoolManager(timeout=10, retries=False),
+    )
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> None:
+    """Ask a condition every half second until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+
+
+def request(
+    environment: str, path: str, *, user: str = "admin", password: str | None = None
+) -> urllib3.BaseHTTPResponse:
+    """One request to an environment's MLflow through its NodePort, without retries."""
+    headers = urllib3.make_headers(basic_auth=f"{user}:{password}") if password is not None else {}
+    return urllib3.request(
+        "GET", f"http://localhost:{NODE_PORTS[environment]}{path}", headers=headers, timeout=20, retries=False
+    )
+
+
+def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
+    """Run code in a real MLflow client on this machine; it leaves its answer in `answer`."""
+    program = f"import json, mlflow, pathlib, tempfile\n{code}\nprint(json.dumps(answer))"
+    done = subprocess.run(
+        [CLIENT, "-c", program],
+        env={
+            "PATH": os.environ["PATH"],
+            "MLFLOW_TRACKING_URI": f"http://localhost:{NODE_PORTS[environment]}",
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": secrets["MLFLOW_AUTH_ADMIN_PASSWORD"],
+            "MLFLOW_S3_ENDPOINT_URL": f"http://localhost:{MINIO_NODE_PORTS[environment]}",
+            "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
+            "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The embedded cluster."""
+    return Cluster()

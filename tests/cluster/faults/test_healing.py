@@ -1,0 +1,85 @@
+"""What somebody deleted by hand is there again after the next run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import Cluster, request, s3, site
+
+
+def delete_bucket(cluster: Cluster) -> None:
+    store = cluster.object_store("dev")
+    for item in store.list_objects("mlflow", recursive=True, include_version=True):
+        store.remove_object("mlflow", item.object_name, item.version_id)
+    store.remove_bucket("mlflow")
+
+
+def delete_access_key(cluster: Cluster) -> None:
+    from minio import MinioAdmin
+    from minio.credentials import StaticProvider
+
+    admin = cluster.secret("pgsql", "minio-dev-admin")
+    MinioAdmin(
+        endpoint="localhost:30902",
+        credentials=StaticProvider(admin["access_key"], admin["secret_key"]),
+        secure=False,
+    ).user_remove(cluster.secrets("dev")["AWS_ACCESS_KEY_ID"])
+
+
+def revoke_grants(cluster: Cluster) -> None:
+    for name in ("mlflow", "mlflow_auth"):
+        with cluster.database("dev", name) as connection:
+            connection.execute("REVOKE ALL ON SCHEMA public FROM pg_database_owner, mlflow")
+            connection.execute(f"REVOKE ALL ON DATABASE {name} FROM mlflow")
+
+
+def change_password(cluster: Cluster) -> None:
+    with cluster.database("dev", "postgres") as connection:
+        connection.execute("ALTER ROLE mlflow PASSWORD 'another-password'")
+
+
+def delete_deployment(cluster: Cluster) -> None:
+    cluster.apps.delete_namespaced_deployment("mlflow-dev", "mlflow-dev", propagation_policy="Foreground")
+
+
+def delete_config_map(cluster: Cluster) -> None:
+    cluster.core.delete_namespaced_config_map("mlflow-config-dev", "mlflow-dev")
+
+
+def edit_config_map(cluster: Cluster) -> None:
+    cluster.core.patch_namespaced_config_map("mlflow-config-dev", "mlflow-dev", {"data": {"MLFLOW_WORKERS": "7"}})
+
+
+def delete_service(cluster: Cluster) -> None:
+    cluster.core.delete_namespaced_service("mlflow-dev", "mlflow-dev")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        delete_bucket,
+        delete_access_key,
+        revoke_grants,
+        change_password,
+        delete_deployment,
+        delete_config_map,
+        edit_config_map,
+        delete_service,
+    ],
+    ids=lambda harm: harm.__name__,
+)
+def test_the_next_run_restores_what_was_harmed(cluster: Cluster, harm: Callable[[Cluster], None]) -> None:
+    # Secrets are generated once: a run that healed by making others would be no healing.
+    secrets, config = cluster.secrets("dev"), cluster.config("dev")
+    harm(cluster)
+    run = site("dev")
+    assert run.status == 0, run.output
+    assert run.changed > 0, run.output
+    assert cluster.secrets("dev") == secrets
+    assert cluster.config("dev") == config
+    assert s3("dev", secrets["AWS_ACCESS_KEY_ID"], secrets["AWS_SECRET_ACCESS_KEY"]).bucket_exists("mlflow")
+    answer = request(
+        "dev", "/api/2.0/mlflow/experiments/get?experiment_id=0", password=secrets["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    )
+    assert answer.status == 200, answer.data

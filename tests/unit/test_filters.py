@@ -1,0 +1,227 @@
+"""The filters: what they refuse, where secrets come from, and how each value is escaped."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from hypothesis import given
+from hypothesis import strategies as st
+
+FILTERS = Path(__file__).parents[2] / "plugins" / "filter"
+
+
+def load(name: str) -> ModuleType:
+    """Import a filter file by its path: Ansible's own loader does the same, so it is in no package."""
+    spec = importlib.util.spec_from_file_location(f"filter_{name}", FILTERS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+environment = load("mlflow_environment")
+server = load("mlflow_server")
+
+GOOD = {
+    "mlflow_environment_name": "dev",
+    "mlflow_environment_names": ["dev", "stg", "prod"],
+    "mlflow_environment_namespace": "mlflow-dev",
+    "mlflow_environment_image": "ghcr.io/mlflow/mlflow:v3.17.2-full",
+    "mlflow_environment_secrets": {},
+    "mlflow_database_host": "dev-postgres.pgsql.svc.cluster.local",
+    "mlflow_database_port": 5434,
+    "mlflow_object_store_endpoint": "http://minio-dev.pgsql.svc.cluster.local:9000",
+    "mlflow_object_store_bucket": "mlflow",
+    "mlflow_server_node_port": 30502,
+    "mlflow_server_admin_username": "admin",
+}
+
+
+def test_good_settings_have_no_problem() -> None:
+    assert environment.environment_problems(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("mlflow_environment_name", "qa", "one of dev, stg, prod"),
+        ("mlflow_environment_namespace", "MLflow_dev", "lower case letters"),
+        ("mlflow_environment_image", "mlflow latest", "an image reference"),
+        ("mlflow_environment_image", "", "an image reference"),
+        ("mlflow_database_host", "", "a host name"),
+        ("mlflow_database_host", "postgres; drop", "a host name"),
+        ("mlflow_database_host", "user@postgres", "a host name"),
+        ("mlflow_database_port", 0, "a port from 1 to 65535"),
+        ("mlflow_database_port", 65536, "a port from 1 to 65535"),
+        ("mlflow_object_store_endpoint", "s3://mlflow", "http(s)://host[:port]"),
+        ("mlflow_object_store_endpoint", "minio:9000", "http(s)://host[:port]"),
+        ("mlflow_object_store_endpoint", "http://minio:9000/mlflow", "http(s)://host[:port]"),
+        ("mlflow_object_store_endpoint", "http://minio:9000/", "http(s)://host[:port]"),
+        ("mlflow_object_store_endpoint", "http://key:secret@minio:9000", "http(s)://host[:port]"),
+        ("mlflow_object_store_endpoint", "http://minio:port", "http(s)://host[:port]"),
+        ("mlflow_object_store_endpoint", "http://", "http(s)://host[:port]"),
+        ("mlflow_object_store_bucket", "s3://mlflow", "an S3 bucket name"),
+        ("mlflow_object_store_bucket", "ml", "an S3 bucket name"),
+        ("mlflow_object_store_bucket", "ml..flow", "an S3 bucket name"),
+        ("mlflow_server_node_port", 5000, "a port from 30000 to 32767"),
+        ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
+        ("mlflow_server_admin_username", "", "letters, digits"),
+        ("mlflow_server_admin_username", "ad min", "letters, digits"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_its_variable_and_what_is_expected(
+    name: str, value: object, expected: str
+) -> None:
+    [problem] = environment.environment_problems(GOOD | {name: value})
+    assert problem.startswith(f"{name} is {value!r}; expected ")
+    assert expected in problem
+
+
+def test_all_problems_are_told_at_once() -> None:
+    assert len(environment.environment_problems(GOOD | {"mlflow_server_node_port": 1, "mlflow_database_port": 0})) == 2
+
+
+def test_an_unknown_secret_is_named_and_its_value_is_not() -> None:
+    [problem] = environment.environment_problems(GOOD | {"mlflow_environment_secrets": {"admin_pasword": "hunter2"}})
+    assert "admin_pasword" in problem
+    assert "hunter2" not in problem
+
+
+def values(
+    given: dict[str, str], source: str = "generated", kept: dict[str, str] | None = None, **admins: dict
+) -> dict:
+    admins = {"database_admin": {}, "object_store_admin": {}} | admins
+    return environment.secret_values(given, source=source, environment="dev", kept=kept or {}, **admins)
+
+
+def test_generated_secrets_are_acceptable() -> None:
+    assert environment.secret_problems(values({})) == []
+
+
+def test_generated_secrets_differ_from_each_other_and_from_run_to_run() -> None:
+    first, second = values({}), values({})
+    made = [value for name, value in (first | second).items() if value and name != "object_store_access_key"]
+    assert len(set(made)) == len(made)
+    assert first["admin_password"] != second["admin_password"]
+
+
+def test_what_the_cluster_keeps_is_not_generated_again() -> None:
+    kept = {"PGPASSWORD": "kept-database-password"}
+    assert values({}, kept=kept)["database_password"] == "kept-database-password"
+
+
+def test_what_is_given_beats_what_is_kept() -> None:
+    kept = {"PGPASSWORD": "kept-database-password"}
+    assert values({"database_password": "given"}, kept=kept)["database_password"] == "given"
+
+
+def test_the_inventory_source_takes_nothing_from_the_cluster() -> None:
+    assert values({}, source="inventory", kept={"PGPASSWORD": "kept"})["database_password"] == ""
+
+
+def test_administrators_come_from_their_secrets() -> None:
+    taken = values(
+        {},
+        database_admin={"username": "postgres", "password": "p"},
+        object_store_admin={"access_key": "a", "secret_key": "s"},
+    )
+    assert taken["database_admin_username"] == "postgres"
+    assert taken["object_store_admin_secret_key"] == "s"
+
+
+def test_administrators_credentials_do_not_reach_the_clusters_secret() -> None:
+    taken = values({"database_admin_username": "postgres", "database_admin_password": "top"})
+    assert set(environment.secret_data(taken)) == {
+        "MLFLOW_AUTH_ADMIN_PASSWORD",
+        "PGPASSWORD",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("admin_password", "", "is missing"),
+        ("admin_password", "eleven-char", "has 11 characters; expected at least 12"),
+        ("admin_password", "password1234", "published"),
+        ("admin_password", "two lines\nof password", "line break"),
+        ("database_password", "tiny!", "has 5 characters"),
+        ("object_store_access_key", "ab", "has 2 characters; expected 3 to 128"),
+        ("flask_secret_key", "short", "has 5 characters"),
+        ("kek_passphrase", "mlflow-default-kek-passphrase-for-development-only", "published"),
+        ("webhook_key", "x" * 44, "not a Fernet key"),
+        ("webhook_key", "short", "expected 44 to 44"),
+        ("database_admin_password", "alone", "together"),
+        ("object_store_admin_access_key", "alone", "together"),
+    ],
+)
+def test_a_weak_secret_is_refused_without_showing_it(name: str, value: str, expected: str) -> None:
+    [problem] = environment.secret_problems(values({}) | {name: value})
+    assert name in problem
+    assert expected in problem
+    assert not value or value not in problem.replace(name, "")
+
+
+def test_a_missing_administrators_secret_is_named() -> None:
+    with pytest.raises(AnsibleFilterError, match="no Secret dev-postgres-admin in namespace pgsql"):
+        environment.secret_of({"pgsql/dev-postgres-admin": {}}, {"namespace": "pgsql", "name": "dev-postgres-admin"})
+
+
+@given(username=st.text(min_size=1), database=st.text(min_size=1))
+def test_a_database_uri_gives_back_what_it_was_made_of(username: str, database: str) -> None:
+    uri = urlsplit(server.database_uri(database, host="postgres", port=5432, username=username))
+    assert unquote(uri.username) == username
+    assert unquote(uri.path.removeprefix("/")) == database
+    assert (uri.hostname, uri.port, uri.password) == ("postgres", 5432, None)
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp", "Zs"]), min_size=1))
+def test_the_ini_gives_back_every_value(value: str) -> None:
+    parser = configparser.ConfigParser()
+    parser.read_string(server.basic_auth_ini({"database_uri": value}))
+    assert parser["mlflow"]["database_uri"] == value
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("localhost", True),
+        ("localhost:30502", True),
+        ("127.0.0.1:30502", True),
+        ("mlflow-dev:5000", True),
+        ("mlflow-dev.mlflow-dev.svc.cluster.local:5000", True),
+        ("10.251.0.7:5000", True),
+        ("172.16.0.1:5000", True),
+        ("172.31.0.1", True),
+        ("mlflow.example.com", True),
+        ("mlflow.example.com:443", True),
+        ("172.32.0.1", False),
+        ("mlflow-stg:5000", False),
+        ("evil.example.com", False),
+        ("localhost.evil.com", False),
+    ],
+)
+def test_allowed_hosts_are_the_ones_people_and_pods_call(host: str, allowed: bool) -> None:
+    patterns = server.allowed_hosts("mlflow-dev", namespace="mlflow-dev", extra=["mlflow.example.com"]).split(",")
+    # As MLflow compares: exactly, or by fnmatch where the entry has an asterisk.
+    assert any(fnmatchcase(host, pattern) if "*" in pattern else host == pattern for pattern in patterns) is allowed
+
+
+@pytest.mark.parametrize(
+    ("workers", "jobs", "measured"), [(1, False, 367), (2, False, 571), (4, False, 927), (4, True, 2232)]
+)
+def test_a_pods_memory_holds_what_was_measured(workers: int, jobs: bool, measured: int) -> None:
+    assert server.memory_megabytes(workers, job_execution=jobs) * 1.048 > measured * 1.2
