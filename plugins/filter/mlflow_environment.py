@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible.errors import AnsibleFilterError
-
 # RFC 1123 label: what Kubernetes accepts as a namespace and as a part of an object's name.
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # RFC 1123 subdomain, or an IP address.
@@ -83,7 +81,9 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
     )
     for name in ("mlflow_environment_name", "mlflow_environment_namespace"):
         expect(name, bool(LABEL.fullmatch(settings[name])), "lower case letters, digits and inner hyphens")
-    expect("mlflow_environment_image", bool(IMAGE.fullmatch(settings["mlflow_environment_image"])), "an image reference")
+    expect(
+        "mlflow_environment_image", bool(IMAGE.fullmatch(settings["mlflow_environment_image"])), "an image reference"
+    )
     expect("mlflow_database_host", bool(HOST.fullmatch(settings["mlflow_database_host"])), "a host name or an address")
     expect("mlflow_database_port", is_port("mlflow_database_port", 1, 65535), "a port from 1 to 65535")
     expect(
@@ -93,7 +93,8 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
     )
     expect(
         "mlflow_object_store_bucket",
-        bool(BUCKET.fullmatch(settings["mlflow_object_store_bucket"])) and ".." not in settings["mlflow_object_store_bucket"],
+        bool(BUCKET.fullmatch(settings["mlflow_object_store_bucket"]))
+        and ".." not in settings["mlflow_object_store_bucket"],
         "an S3 bucket name: 3 to 63 lower case letters, digits, dots and hyphens",
     )
     expect("mlflow_server_node_port", is_port("mlflow_server_node_port", 30000, 32767), "a port from 30000 to 32767")
@@ -210,20 +211,8 @@ def secret_data(values: dict[str, str]) -> dict[str, str]:
 
 
 def secret_of(found: dict[str, dict[str, str]], reference: dict[str, str]) -> dict[str, str]:
-    """The data of the Secret that a reference (namespace and name) names, empty where the reference is empty.
-
-    Raises:
-        AnsibleFilterError: The Secret that is named is not there.
-    """
-    if not reference:
-        return {}
-    data = found.get(f"{reference['namespace']}/{reference['name']}")
-    if not data:
-        raise AnsibleFilterError(
-            f"the cluster has no Secret {reference['name']} in namespace {reference['namespace']}; expected the "
-            "administrator's credentials in it (playbooks/backing_services.yml makes it for a demo)"
-        )
-    return data
+    """The data of the Secret that a reference (namespace and name) names, empty where the reference is empty."""
+    return found[f"{reference['namespace']}/{reference['name']}"] if reference else {}
 
 
 class FilterModule:

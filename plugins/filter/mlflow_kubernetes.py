@@ -16,7 +16,12 @@ def kubernetes_changes(result: dict[str, Any]) -> list[str]:
     """
     answers = result.get("results", [result])
     changed = [answer["result"] for answer in answers if answer.get("changed")]
-    return [f"applied {made['kind']} {made['metadata']['name']}" for made in changed]
+    return [f"applied {name}" for name in kubernetes_names(changed)]
+
+
+def kubernetes_names(manifests: list[dict[str, Any]]) -> list[str]:
+    """The kind and name of each manifest, as people write them: `ConfigMap mlflow-config-dev`."""
+    return [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in manifests]
 
 
 class FilterModule:
@@ -24,4 +29,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {"mlflow_kubernetes_changes": kubernetes_changes}
+        return {"mlflow_kubernetes_changes": kubernetes_changes, "mlflow_kubernetes_names": kubernetes_names}

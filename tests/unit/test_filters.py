@@ -10,7 +10,6 @@ from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from ansible.errors import AnsibleFilterError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,11 +172,6 @@ def test_a_weak_secret_is_refused_without_showing_it(name: str, value: str, expe
     assert name in problem
     assert expected in problem
     assert not value or value not in problem.replace(name, "")
-
-
-def test_a_missing_administrators_secret_is_named() -> None:
-    with pytest.raises(AnsibleFilterError, match="no Secret dev-postgres-admin in namespace pgsql"):
-        environment.secret_of({"pgsql/dev-postgres-admin": {}}, {"namespace": "pgsql", "name": "dev-postgres-admin"})
 
 
 @given(username=st.text(min_size=1), database=st.text(min_size=1))

@@ -26,15 +26,22 @@ def test_ones_login_is_refused_by_the_other(cluster: Cluster, one: str, other: s
 
 
 def test_a_run_of_dev_is_in_no_other(cluster: Cluster) -> None:
-    log = "mlflow.set_experiment('only in dev')\nwith mlflow.start_run() as run: mlflow.log_param('a', 1)\nanswer = run.info.run_id"
+    log = """
+mlflow.set_experiment("only in dev")
+with mlflow.start_run() as run:
+    mlflow.log_param("a", 1)
+answer = run.info.run_id
+"""
     run_id = mlflow_client("dev", cluster.secrets("dev"), log)
-    look = (
-        "client = mlflow.MlflowClient()\n"
-        "experiments = [e.name for e in client.search_experiments()]\n"
-        "try: found = client.get_run({!r}).info.run_id\n"
-        "except mlflow.exceptions.MlflowException as error: found = error.error_code\n"
-        "answer = [experiments, found]"
-    ).format(run_id)
+    look = f"""
+client = mlflow.MlflowClient()
+experiments = [experiment.name for experiment in client.search_experiments()]
+try:
+    found = client.get_run({run_id!r}).info.run_id
+except mlflow.exceptions.MlflowException as error:
+    found = error.error_code
+answer = [experiments, found]
+"""
     assert mlflow_client("dev", cluster.secrets("dev"), look)[1] == run_id
     for other in ("stg", "prod"):
         experiments, found = mlflow_client(other, cluster.secrets(other), look)
