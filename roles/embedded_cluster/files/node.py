@@ -41,6 +41,7 @@ COMPONENTS = (
     "containerd",
     "kubelet",
     "kube-proxy",
+    "volumes",
 )
 SHIM = "containerd-shim-runc-v2"
 BRIDGE = "mlflow0"
@@ -234,7 +235,8 @@ def processes(settings: Settings) -> Iterator[tuple[int, str]]:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        name = "supervisord" if "supervisor.supervisord" in words else Path(words[0]).name
+        scripts = {"supervisor.supervisord": "supervisord", f"{settings.directory}/config/open_volumes.py": "volumes"}
+        name = next((scripts[word] for word in words if word in scripts), Path(words[0]).name)
         ours = any(place in word for word in words for place in places)
         if ours and name in (*COMPONENTS, SHIM, "supervisord"):
             yield int(entry.name), name
@@ -471,7 +473,7 @@ def prepare_machine(settings: Settings) -> list[str]:
         run("ip", "address", "add", f"{settings.address}/32", "dev", "lo")
         changes.append(f"added address {settings.address} to the loopback interface")
     volumes = settings.directory / "volumes"
-    volumes.mkdir(mode=0o711, exist_ok=True)
+    volumes.mkdir(mode=0o700, exist_ok=True)
     if not VOLUMES_LINK.is_symlink():
         try:
             VOLUMES_LINK.symlink_to(volumes)
