@@ -14,6 +14,8 @@ POLL_SECONDS = 1.0
 OUTAGE_SECONDS = 45
 CREATE_REFUSED_SECONDS = 5
 LOG_LINES = 200
+# What Waiter.ask() returns while the API server is away; None is an answer.
+AWAY = object()
 
 
 class Waiter:
@@ -45,7 +47,7 @@ class Waiter:
         self._sleep(POLL_SECONDS)
 
     def ask(self, function, *args):
-        """``function(*args)``, or None while the API server is away for a short time."""
+        """``function(*args)``, or AWAY while the API server is away for a short time."""
         try:
             answer = function(*args)
         except (UnreachableError, ApiError) as error:
@@ -54,7 +56,7 @@ class Waiter:
             self._outage = self._outage or self._clock()
             if self._clock() - self._outage > OUTAGE_SECONDS or self.expired:
                 raise
-            return None
+            return AWAY
         self._outage = None
         return answer
 
@@ -113,32 +115,30 @@ class JobRun:
         """
         self._create()
         while True:
-            job = self.waiter.ask(self.cluster.get, f"{self._path}/{self.name}")
-            pods = self.waiter.ask(self._pods)
-            if job is not None and pods is not None:
+            looked = self.waiter.ask(self._look)
+            if looked is not AWAY:
+                job, pods = looked
                 state = job_state(job)
                 if state == "complete":
                     return self._result(pods)
                 if state == "failed":
                     self._fail(job, pods)
                 self._give_up_early(job, pods)
-            elif job is None and pods is not None and self._gone():
-                raise Error(f"Job {self.namespace}/{self.name} was deleted by somebody else while it ran")
-            if self.waiter.expired:
-                self._time_out(pods or [])
+                if self.waiter.expired:
+                    self._time_out(pods)
             self.waiter.pause()
 
     def delete(self) -> None:
         """Delete the Job and its pods."""
         self.cluster.delete(f"{self._path}/{self.name}")
 
-    def _gone(self) -> bool:
-        return self.cluster.get(f"{self._path}/{self.name}") is None
-
-    def _pods(self) -> list[dict]:
+    def _look(self) -> tuple[dict, list[dict]]:
+        job = self.cluster.get(f"{self._path}/{self.name}")
+        if job is None or job["metadata"]["uid"] != self.uid:
+            raise Error(f"Job {self.namespace}/{self.name} was deleted by somebody else while it ran")
         selector = f"batch.kubernetes.io/controller-uid={self.uid}"
         pods = self.cluster.items(f"/api/v1/namespaces/{self.namespace}/pods", labelSelector=selector)
-        return sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
+        return job, sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
 
     def _create(self) -> None:
         while True:
@@ -150,8 +150,8 @@ class JobRun:
                         raise Error(f"namespace {self.namespace} does not exist: Job {self.name} cannot run") from None
                     if error.reason != "AlreadyExists":
                         raise
-                    created = None
-                if created:
+                    created = AWAY
+                if created is not AWAY:
                     self.uid = created["metadata"]["uid"]
                     return
             if self.waiter.expired:
@@ -166,7 +166,7 @@ class JobRun:
         job = self.waiter.ask(self.cluster.get, f"{self._path}/{self.name}")
         if job is None:
             return True
-        if job["metadata"].get("deletionTimestamp"):
+        if job is AWAY or job["metadata"].get("deletionTimestamp"):
             return False
         if job_state(job) == "running":
             self._saw_other = True
@@ -223,7 +223,7 @@ class JobRun:
                 raise self._told(failure, pods)
         if not pods and self.waiter.seconds > CREATE_REFUSED_SECONDS:
             refusal = self.waiter.ask(create_refusal, self.cluster, self.namespace, self.uid)
-            if refusal:
+            if refusal and refusal is not AWAY:
                 raise Error(f"Job {self.namespace}/{self.name} cannot start its pod: {refusal}")
 
     def _time_out(self, pods: list[dict]) -> None:

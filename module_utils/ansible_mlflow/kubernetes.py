@@ -7,6 +7,7 @@ asked and not before.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 
@@ -179,6 +180,17 @@ class Cluster:
         return forward
 
 
+class _Complaints(logging.Handler):
+    """Collects what the library only logs, above all that a credential plugin is missing or failed."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
 def _load_configuration(cluster: Cluster):
     try:
         from kubernetes import client, config
@@ -189,6 +201,8 @@ def _load_configuration(cluster: Cluster):
     default_files = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
     has_file = bool(cluster.kubeconfig) or any(os.path.isfile(os.path.expanduser(name)) for name in default_files)
     configuration = client.Configuration()
+    complaints = _Complaints()
+    logging.getLogger().addHandler(complaints)
     try:
         if has_file:
             config.load_kube_config(
@@ -211,6 +225,11 @@ def _load_configuration(cluster: Cluster):
         raise Error(
             f"{cluster.described} cannot be read ({type(error).__name__}: {one_line(error, 200)}); {HOW_TO_CHOOSE}"
         ) from None
+    finally:
+        logging.getLogger().removeHandler(complaints)
+    if complaints.texts:
+        told = one_line("; ".join(complaints.texts), 300)
+        raise Error(f"the credentials of {cluster.described} cannot be obtained: {told}")
     # Waiting and repeating is decided by the callers, which know how long they may wait.
     configuration.retries = False
     return configuration
@@ -218,8 +237,9 @@ def _load_configuration(cluster: Cluster):
 
 def _configuration_message(cluster: Cluster, text: str) -> str:
     if "Expected object with name" in text and "contexts" in text:
-        wanted = cluster.context or "current-context"
-        return f"there is no context {wanted} in {cluster.described}; {HOW_TO_CHOOSE}"
+        source = f"kubeconfig {cluster.kubeconfig}" if cluster.kubeconfig else "the default kubeconfig"
+        lacking = f"context {cluster.context}" if cluster.context else "current context"
+        return f"there is no {lacking} in {source}; {HOW_TO_CHOOSE}"
     return f"{cluster.described} cannot be used: {one_line(text, 300)}; {HOW_TO_CHOOSE}"
 
 
@@ -258,7 +278,8 @@ def _refusal(cluster: Cluster, method: str, path: str, status: int, data: bytes)
         answer = json.loads(data)
         message, reason = answer.get("message") or "", answer.get("reason") or ""
     except (ValueError, AttributeError):
-        message, reason = data.decode("utf-8", "replace"), ""
+        text = f"{cluster.server} answered {method} {path} with {status}, but not as a Kubernetes API server does"
+        return ApiError(f"{text} ({cluster.described}); {HOW_TO_CHOOSE}", status, "")
     if status == 401:
         text = f"{cluster.server} does not accept the credentials of {cluster.described}; {HOW_TO_CHOOSE}"
     elif status == 403 and reason == "Forbidden" and "cannot" in message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import Error, one_line
-from .jobs import LOG_LINES, Waiter, pod_words
+from .jobs import AWAY, LOG_LINES, Waiter, pod_words
 from .kubernetes import Cluster
 from .pods import Failure, Patience, diagnose
 
@@ -74,7 +74,7 @@ class Rollout:
         path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{self.name}"
         while True:
             found = self.waiter.ask(self._look, path)
-            if found is not None:
+            if found is not AWAY:
                 deployment, replica_sets, pods = found
                 done, words = progress(deployment)
                 if done:

@@ -1,0 +1,31 @@
+"""Lets the tests import library/ and module_utils/ as Ansible does, and run a module as a task would."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import ansible.module_utils
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+ROOT = Path(__file__).parents[2]
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+sys.path.insert(0, str(ROOT / "library"))
+
+
+@pytest.fixture
+def run_module(capfd):
+    """Run a module of library/ with options; returns what it prints, parsed."""
+
+    def run(module: str, check_mode: bool = False, **options) -> dict:
+        arguments = {**options, "_ansible_check_mode": check_mode, "_ansible_diff": True}
+        with patch_module_args(arguments), pytest.raises(SystemExit) as ended:
+            importlib.import_module(module).main()
+        result = json.loads(capfd.readouterr().out)
+        assert bool(result.get("failed")) == (ended.value.code != 0)
+        return result
+
+    return run
