@@ -14,7 +14,7 @@ def kubernetes_changes(result: dict[str, Any]) -> list[str]:
     Returns:
         A sentence for each object that was created or updated, without its content.
     """
-    answers = result.get("results", [result])
+    answers = result.get("result", {}).get("results", [result])
     changed = [answer["result"] for answer in answers if answer.get("changed")]
     return [f"applied {name}" for name in kubernetes_names(changed)]
 
