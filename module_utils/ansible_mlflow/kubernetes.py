@@ -169,15 +169,30 @@ class Cluster:
         # The library swaps a method of the ApiClient while it connects, so each connection has its own, one at a time.
         with self._forward_lock:
             websocket.setdefaulttimeout(CONNECT_TIMEOUT)
-            core = client.CoreV1Api(client.ApiClient(configuration))
+            request = _ForwardRequest(client.ApiClient(configuration))
             try:
-                forward = portforward(core.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
+                forward = portforward(request.send, f"/api/v1/namespaces/{namespace}/pods/{pod}/portforward", port)
             except (ApiException, OSError) as error:
                 reason = one_line(getattr(error, "reason", None) or error, 300)
                 raise UnreachableError(f"no port-forward to pod {namespace}/{pod} port {port}: {reason}") from None
             finally:
                 websocket.setdefaulttimeout(None)
         return forward
+
+
+class _ForwardRequest:
+    """The request for a port-forward, in the form in which the library wants it.
+
+    Its own CoreV1Api would do the same, but takes a second and more to import.
+    """
+
+    def __init__(self, api_client):
+        self.api_client = api_client
+
+    def send(self, path: str, port: int, **_options):
+        query = [("ports", str(port))]
+        call = self.api_client.param_serialize("GET", path, query_params=query, auth_settings=["BearerToken"])
+        return self.api_client.call_api(*call[:3]).response
 
 
 class _Complaints(logging.Handler):
