@@ -92,7 +92,7 @@ class Run:
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(words)}\n")
             log.flush()
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603
                 words,
                 cwd=cwd or self.scratch,
                 env={**os.environ, **(env or {})},
@@ -201,8 +201,7 @@ def build_image(run: Run, context: Path, **arguments: str) -> None:
     """
     storage, runroot = run.scratch / "storage", run.scratch / "run"
     # Overlay cannot be stacked on an overlay, which is what a container's root usually is.
-    kind = subprocess.run(["stat", "-f", "-c", "%T", run.scratch], capture_output=True, text=True, check=True).stdout
-    driver = "vfs" if kind.strip() == "overlayfs" else "overlay"
+    driver = "vfs" if file_system(run.scratch) == "overlay" else "overlay"
     buildah = ["buildah", "--root", storage, "--runroot", runroot, "--storage-driver", driver]
     if "base" in run.part.needs:
         run.command(*buildah, "pull", f"docker-archive:{run.made['base']}/image.tar")
@@ -224,11 +223,23 @@ def build_image(run: Run, context: Path, **arguments: str) -> None:
         unmount_below(run.scratch)
 
 
+def mounts() -> list[tuple[str, str]]:
+    """Mount points and the types of their file systems, in the order of mounting."""
+    fields = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    return [(point, kind) for _, point, kind, *_ in fields]
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that a path is on."""
+    holding = [(len(point), kind) for point, kind in mounts() if path.is_relative_to(point)]
+    return max(holding, key=lambda entry: entry[0])[1]
+
+
 def unmount_below(directory: Path) -> None:
-    """Unmount whatever an interrupted buildah left mounted, deepest first."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
-    for point in sorted((p for p in points if p.startswith(f"{directory}/")), reverse=True):
-        subprocess.run(["umount", "--lazy", point], check=False)
+    """Unmount whatever an interrupted buildah left mounted, the last first."""
+    for point, _ in reversed(mounts()):
+        if point.startswith(f"{directory}/"):
+            subprocess.run(["umount", "--lazy", point], check=False)  # noqa: S603, S607
 
 
 def containerfile(name: str, *binaries: str, **arguments: str) -> Callable[[Run], None]:

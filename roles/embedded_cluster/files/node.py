@@ -28,7 +28,7 @@ import sys
 import time
 import xmlrpc.client
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class Settings:
     containerd: Path
     supervisor: Path
     images: list[dict[str, str]]
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: str) -> Settings:
@@ -120,7 +121,9 @@ def run(*argv: str | Path, check: bool = True, stdin: str | None = None, timeout
     """Output of a command. Raises NodeError with its error output unless check is false."""
     words = [str(word) for word in argv]
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(  # noqa: S603
+            words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired:
         raise NodeError(f"{' '.join(words)}: no end after {timeout:g} s") from None
     if check and done.returncode != 0:
@@ -171,7 +174,7 @@ class Supervisor:
         command = [python, "-m", "supervisor.supervisord", "-c", configuration]
         null = subprocess.DEVNULL
         raise_file_limit()
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603
             command, env=environment, stdin=null, stdout=null, stderr=subprocess.PIPE, text=True, check=False
         )
         for _ in range(150 * (done.returncode == 0)):
@@ -540,14 +543,38 @@ def check(settings: Settings, memory: int, disk: int) -> None:
         check_addresses(settings)
 
 
+def write_configuration(settings: Settings, dry_run: bool) -> list[str]:
+    """Write the files of the configuration that differ, and the settings, for a later `node.py status` by hand."""
+    base = settings.directory / "config"
+    files = settings.files | {"node.json": json.dumps(asdict(settings), default=str, indent=2, sort_keys=True) + "\n"}
+    changes = []
+    for name, text in files.items():
+        path = base / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        changes.append(f"wrote {path}")
+        if not dry_run:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.new")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.chmod(0o600)
+            temporary.rename(path)
+    return changes
+
+
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 
-def up(settings: Settings) -> list[str]:
-    """Bring every component up, from whatever state the machine is in."""
-    changes = []
+def up(settings: Settings, dry_run: bool) -> list[str]:
+    """Bring every component up, from whatever state the machine is in; a dry run only says what is not as it should."""
     supervisor = Supervisor(settings)
     running = supervisor.alive()
+    changes = write_configuration(settings, dry_run)
+    if dry_run:
+        down = [] if running else list(COMPONENTS)
+        if running:
+            down = [name for name, process in supervisor.states().items() if process["statename"] != "RUNNING"]
+        return changes + [f"started {name}" for name in down]
     if not running:
         changes += end_components(settings)
     # Pods that live are adopted. Without them, or with their network gone, it is as after a boot: start afresh.
@@ -705,6 +732,9 @@ def main() -> int:
     parser.add_argument("--disk", type=int, default=0, help="check: MiB that have to be free")
     parser.add_argument("--for", dest="goal", choices=("api", "ready"), default="ready", help="wait: what for")
     parser.add_argument("--timeout", type=float, default=180, help="wait: seconds")
+    parser.add_argument(
+        "--dry-run", action=argparse.BooleanOptionalAction, help="up: change nothing, say what would be"
+    )
     parser.add_argument("--delete-data", action="store_true", help="down: also remove volumes and etcd's data")
     arguments = parser.parse_args()
     changes: list[str] = []
@@ -713,7 +743,7 @@ def main() -> int:
         if arguments.verb == "check":
             check(settings, arguments.memory, arguments.disk)
         elif arguments.verb == "up":
-            changes = up(settings)
+            changes = up(settings, arguments.dry_run)
         elif arguments.verb == "images":
             changes = import_images(settings)
         elif arguments.verb == "wait":

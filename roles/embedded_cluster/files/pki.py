@@ -78,8 +78,9 @@ def alternative_names(names: tuple[str, ...]) -> list[x509.GeneralName]:
 class Store:
     """The directory of certificates; remembers in `changes` what had to be issued."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, dry_run: bool) -> None:
         self.directory = directory
+        self.dry_run = dry_run
         self.now = datetime.datetime.now(datetime.UTC)
         self.changes: list[str] = []
 
@@ -106,8 +107,9 @@ class Store:
 
     def save(self, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         """Write a pair and remember it. The key goes first: a pair that does not fit is issued again."""
-        write(self.directory / f"{name}.key", key_bytes(key))
-        write(self.directory / f"{name}.crt", certificate.public_bytes(serialization.Encoding.PEM))
+        if not self.dry_run:
+            write(self.directory / f"{name}.key", key_bytes(key))
+            write(self.directory / f"{name}.crt", certificate.public_bytes(serialization.Encoding.PEM))
         self.changes.append(f"issued certificate {name}")
 
     def authority(self, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -176,9 +178,10 @@ class Store:
         if private.exists() and public.exists():
             return
         key = ec.generate_private_key(ec.SECP256R1())
-        write(private, key_bytes(key))
         encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        write(public, key.public_key().public_bytes(encoding, form))
+        if not self.dry_run:
+            write(private, key_bytes(key))
+            write(public, key.public_key().public_bytes(encoding, form))
         self.changes.append("made the service account key")
 
     def kubeconfig(self, path: Path, certificate: str, server: str) -> None:
@@ -191,6 +194,8 @@ class Store:
             "client-certificate-data": encoded(f"{certificate}.crt"),
             "client-key-data": encoded(f"{certificate}.key"),
         }
+        if self.dry_run and self.changes:
+            return  # it would carry what was not written
         name = "ansible-mlflow"
         content = {
             "apiVersion": "v1",
@@ -204,22 +209,26 @@ class Store:
         }
         text = (json.dumps(content, indent=2) + "\n").encode()
         if not path.exists() or path.read_bytes() != text:
-            write(path, text)
+            if not self.dry_run:
+                write(path, text)
             self.changes.append(f"wrote {path}")
 
 
 def main() -> None:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, required=True, help="where certificates and keys live")
-    parser.add_argument("--kubeconfig", type=Path, required=True, help="the administrator's kubeconfig")
+    parser.add_argument("--directory", type=Path, required=True, help="for kubeconfig, and for the rest in pki/")
     parser.add_argument("--node-name", required=True)
     parser.add_argument("--node-address", required=True, help="address of the API server, etcd's client and kubelet")
     parser.add_argument("--service-address", required=True, help="cluster IP of the Service `kubernetes`")
+    parser.add_argument("--dry-run", action=argparse.BooleanOptionalAction, help="write nothing, say what would be")
     arguments = parser.parse_args()
 
-    arguments.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Store(arguments.directory)
+    directory = arguments.directory / "pki"
+    if not arguments.dry_run:
+        arguments.directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+    store = Store(directory, arguments.dry_run)
     api_names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
     api_names += (arguments.node_address, arguments.service_address)
     node = arguments.node_name
@@ -244,9 +253,9 @@ def main() -> None:
     store.service_account_key()
     server = f"https://{arguments.node_address}:6443"
     for name in ("kubelet", "controller-manager", "scheduler", "proxy"):
-        store.kubeconfig(arguments.directory / f"{name}.kubeconfig", name, server)
-    store.kubeconfig(arguments.kubeconfig, "admin", server)
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(arguments.directory.glob("*.crt"))))
+        store.kubeconfig(directory / f"{name}.kubeconfig", name, server)
+    store.kubeconfig(arguments.directory / "kubeconfig", "admin", server)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(directory.glob("*.crt"))))
     print(json.dumps({"changes": store.changes, "digest": digest.hexdigest()}))
 
 
