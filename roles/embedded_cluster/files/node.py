@@ -89,6 +89,7 @@ class Settings:
     address: str
     pod_cidr: str
     service_cidr: str
+    dns_address: str
     kubernetes: Path
     containerd: Path
     supervisor: Path
@@ -667,9 +668,9 @@ def missing(settings: Settings, goal: str) -> str:
         conditions = {condition["type"]: condition for condition in node["status"]["conditions"]}
         if conditions["Ready"]["status"] != "True":
             return f"the node is not Ready: {conditions['Ready']['message']}"
-        status = json.loads(kubectl(settings, "-n", "kube-system", "get", "deployment", "coredns", "-o", "json"))
-        ready = status["status"].get("readyReplicas", 0)
-        return "" if ready and fresh_heartbeat(settings) else "CoreDNS is not Ready"
+        if not fresh_heartbeat(settings):
+            return "kubelet has not reported since it started"
+        return "" if dns_answers(settings) else f"CoreDNS does not answer at {settings.dns_address}"
     except (NodeError, KeyError) as error:
         return str(error)
 
@@ -679,6 +680,23 @@ def fresh_heartbeat(settings: Settings) -> bool:
     lease = json.loads(kubectl(settings, "-n", "kube-node-lease", "get", "lease", settings.node_name, "-o", "json"))
     renewed = time.strptime(lease["spec"]["renewTime"][:19], "%Y-%m-%dT%H:%M:%S")
     return calendar.timegm(renewed) >= Supervisor(settings).states()["kubelet"]["start"]
+
+
+def dns_answers(settings: Settings) -> bool:
+    """Whether CoreDNS resolves the API's own name. Asked for real, as the pod's state may be from before a kill."""
+    name = "kubernetes.default.svc.cluster.local"
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    # One question for an A record, with recursion desired.
+    question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\x00\x00\x01\x00\x01"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(1)
+        try:
+            client.sendto(question, (settings.dns_address, 53))
+            answer = client.recv(512)
+        except OSError:
+            return False
+    code, answers = answer[3] & 0x0F, int.from_bytes(answer[6:8], "big")
+    return code == 0 and answers > 0
 
 
 def wait(settings: Settings, goal: str, timeout: float) -> None:
