@@ -9,7 +9,7 @@ from .errors import Error, one_line
 from .kubernetes import ApiError, Cluster, UnreachableError
 from .pods import Failure, Patience, diagnose, last_lines
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 # An API server that restarts is away for a moment; one that stays away ends the waiting.
 OUTAGE_SECONDS = 45
 CREATE_REFUSED_SECONDS = 5
@@ -72,6 +72,13 @@ def job_state(job: dict) -> str:
     return "running"
 
 
+def work_is_done(job: dict, pods: list[dict]) -> bool:
+    """Whether a Job's only pod has succeeded; the Job's own condition follows seconds later."""
+    if job["spec"].get("completions", 1) != 1:
+        return False
+    return any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
+
+
 def last_json(log: str) -> dict | None:
     """The JSON object of the last line of a log that is one, or None."""
     for line in reversed(log.splitlines()):
@@ -119,7 +126,7 @@ class JobRun:
             if looked is not AWAY:
                 job, pods = looked
                 state = job_state(job)
-                if state == "complete":
+                if state == "complete" or work_is_done(job, pods):
                     return self._result(pods)
                 if state == "failed":
                     self._fail(job, pods)
@@ -174,7 +181,7 @@ class JobRun:
         if self._saw_other:
             # Whoever started it still reads its result.
             self._saw_other = False
-            for _second in range(3):
+            for _pause in range(6):
                 self.waiter.pause()
         self.cluster.delete(f"{self._path}/{self.name}")
         return False
@@ -191,8 +198,8 @@ class JobRun:
     def _told(self, failure: Failure, pods: list[dict]) -> Error:
         pod = next(pod for pod in pods if pod["metadata"]["name"] == failure.pod)
         log = self._log(pod, failure.container, failure.previous)
-        report = last_json(log)
-        if failure.needs_log and report and report.get("error"):
+        report = last_json(log) or {}
+        if failure.needs_log and report.get("error"):
             return Error(f"Job {self.namespace}/{self.name} failed: {report['error']}", log=log, report=report)
         return Error(f"Job {self.namespace}/{self.name} failed: {failure.told(log)}", log=log, report=report)
 

@@ -9,6 +9,7 @@ from .pods import Failure, Patience, diagnose
 
 REVISION = "deployment.kubernetes.io/revision"
 REPLICA_FAILURE_SECONDS = 5
+NO_PROGRESS_SECONDS = 10
 
 
 def progress(deployment: dict) -> tuple[bool, str]:
@@ -16,15 +17,23 @@ def progress(deployment: dict) -> tuple[bool, str]:
     spec, status = deployment["spec"], deployment.get("status") or {}
     wanted = spec.get("replicas", 1)
     updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
-    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+    if not observed(deployment):
         return False, "the controller has not seen the change yet"
     if updated < wanted:
         return False, f"{updated} of {wanted} replicas are updated"
+    if status.get("unavailableReplicas", 0):
+        return False, f"{status['unavailableReplicas']} replicas are not available"
     if status.get("replicas", 0) > updated:
         return False, f"{status['replicas'] - updated} replicas of the previous version have not ended"
     if available < wanted:
         return False, f"{available} of {wanted} replicas are available"
     return True, f"{available} of {wanted} replicas are available"
+
+
+def observed(deployment: dict) -> bool:
+    """Whether the controller has seen the Deployment's present specification."""
+    seen = (deployment.get("status") or {}).get("observedGeneration", 0)
+    return seen >= deployment["metadata"].get("generation", 0)
 
 
 def condition(deployment: dict, kind: str) -> dict:
@@ -104,20 +113,23 @@ class Rollout:
     def _give_up_early(self, deployment: dict, replica_sets: list[dict], pods: list[dict]) -> None:
         if deployment["spec"].get("paused"):
             self._fail("it is paused (kubectl rollout resume)", deployment, replica_sets)
+        if not observed(deployment):
+            # Until then the newest pods and the conditions are those of the previous version.
+            return
         for pod in pods:
             failure = diagnose(pod)
             if failure and self._patience.exhausted(failure, self.waiter.now):
                 told = failure.told(self._log(failure))
                 self._fail(told, deployment, replica_sets)
-        if (deployment.get("status") or {}).get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
-            return
         refused = condition(deployment, "ReplicaFailure")
         if refused.get("status") == "True":
             passing = Failure("ReplicaFailure", "", grace=REPLICA_FAILURE_SECONDS)
             if self._patience.exhausted(passing, self.waiter.now):
                 self._fail(f"its pods cannot be created: {refused.get('message')}", deployment, replica_sets)
         late = condition(deployment, "Progressing")
-        if late.get("reason") == "ProgressDeadlineExceeded":
+        # The condition of a previous version stays until the present one makes its first progress.
+        passing = Failure("ProgressDeadlineExceeded", "", grace=NO_PROGRESS_SECONDS)
+        if late.get("reason") == passing.reason and self._patience.exhausted(passing, self.waiter.now):
             doing = f"; {pod_words(pods[-1])}" if pods else ""
             text = f"no progress for {deployment['spec'].get('progressDeadlineSeconds')} s (progressDeadlineSeconds)"
             self._fail(text + doing, deployment, replica_sets)
