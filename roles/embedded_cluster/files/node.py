@@ -316,11 +316,11 @@ def end_components(settings: Settings) -> list[str]:
 
 
 def mounts_below(*directories: Path) -> list[str]:
-    """Mount points below directories, in the order in which they can be unmounted."""
+    """Mount points at or below directories, in the order in which they can be unmounted."""
     points = []
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
-        if any(point.startswith(f"{directory}/") for directory in directories):
+        if any(Path(point).is_relative_to(directory) for directory in directories):
             points.append(point)
     return points[::-1]
 
