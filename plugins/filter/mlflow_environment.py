@@ -109,6 +109,13 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
+def argument_problems(results: list[dict[str, Any]]) -> list[str]:
+    """The errors of several ansible.builtin.validate_argument_spec results, each told once."""
+    passed = "The arg spec validation passed"
+    errors = [result.get("argument_errors") or [result["msg"]] for result in results if result["msg"] != passed]
+    return list(dict.fromkeys(error for group in errors for error in group))
+
+
 def is_endpoint(url: str) -> bool:
     """Whether a text is http(s)://host[:port], as the S3 clients expect it, and nothing more."""
     try:
@@ -222,6 +229,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "mlflow_environment_problems": environment_problems,
+            "mlflow_environment_argument_problems": argument_problems,
             "mlflow_environment_secret_values": secret_values,
             "mlflow_environment_secret_problems": secret_problems,
             "mlflow_environment_secret_data": secret_data,
