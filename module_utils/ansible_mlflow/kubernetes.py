@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 
 from .errors import Error, MissingLibraryError, one_line
@@ -173,11 +174,17 @@ class Cluster:
             try:
                 forward = portforward(request.send, f"/api/v1/namespaces/{namespace}/pods/{pod}/portforward", port)
             except (ApiException, OSError) as error:
-                reason = one_line(getattr(error, "reason", None) or error, 300)
+                reason = handshake_problem(str(getattr(error, "reason", None) or error))
                 raise UnreachableError(f"no port-forward to pod {namespace}/{pod} port {port}: {reason}") from None
             finally:
                 websocket.setdefaulttimeout(None)
         return forward
+
+
+def handshake_problem(text: str) -> str:
+    """Why a websocket was refused: the API server's sentence out of the library's dump of the whole answer."""
+    found = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', text)
+    return one_line(json.loads(f'"{found[1]}"'), 300) if found else connection_problem(text)
 
 
 class _ForwardRequest:

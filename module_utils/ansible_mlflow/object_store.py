@@ -12,9 +12,9 @@ CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 20
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
-_ENDPOINT = re.compile(rf"^(?P<scheme>https?)://(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?/?$")
-_BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
-_ADDRESS = re.compile(r"^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$")
+_ENDPOINT = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?/?")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
 
 # What MLflow's S3 client needs and no more: listing also makes S3 answer 404 instead of 403 for an absent object.
 BUCKET_ACTIONS = ["s3:ListBucket"]
@@ -43,7 +43,7 @@ def parse_endpoint(text: str) -> Endpoint:
 
     :raises Error: it is anything else, such as s3://, a path, a bucket, a user.
     """
-    match = _ENDPOINT.match(text or "")
+    match = _ENDPOINT.fullmatch(text or "")
     port = int(match["port"]) if match and match["port"] else None
     if not match or ".." in match["host"] or port == 0 or (port or 0) > 65535:
         # A user part may be a secret, so the text is not repeated when it has one.
@@ -57,7 +57,7 @@ def check_bucket_name(name: str) -> None:
 
     :raises Error: naming the rule.
     """
-    if not _BUCKET.match(name) or ".." in name or _ADDRESS.match(name) or name.startswith("xn--"):
+    if not _BUCKET.fullmatch(name) or ".." in name or _ADDRESS.fullmatch(name) or name.startswith("xn--"):
         raise Error(
             f"bucket: expected 3 to 63 lower-case letters, digits, dots and hyphens, beginning and ending with a "
             f"letter or digit, got {name!r}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import selectors
 import socket
 import threading
 
@@ -185,17 +184,18 @@ class Tunnel:
 
 
 def pump(left, right) -> None:
-    """Carry bytes both ways until either side closes."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(left.fileno(), selectors.EVENT_READ, (left, right))
-        selector.register(right.fileno(), selectors.EVENT_READ, (right, left))
-        while True:
-            for key, _events in selector.select():
-                source, target = key.data
-                try:
-                    data = source.recv(BLOCK)
-                    if not data:
-                        return
-                    target.sendall(data)
-                except OSError:
-                    return
+    """Carry bytes both ways until either side closes; one thread a direction, so that neither waits for the other."""
+
+    def carry(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(BLOCK):
+                target.sendall(data)
+        for end in (left, right):
+            # Wakes the other direction; what was sent already still arrives.
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    upward = threading.Thread(target=carry, args=(left, right), daemon=True)
+    upward.start()
+    carry(right, left)
+    upward.join()
