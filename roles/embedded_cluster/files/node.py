@@ -13,6 +13,7 @@ import argparse
 import calendar
 import contextlib
 import errno
+import fcntl
 import http.client
 import ipaddress
 import json
@@ -130,6 +131,20 @@ def run(*argv: str | Path, check: bool = True, stdin: str | None = None, timeout
     if check and done.returncode != 0:
         raise NodeError(f"{' '.join(words)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+@contextlib.contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """One start, import or stop at a time. The lock is on the directory itself, so that no file is left."""
+    if not settings.directory.exists():
+        yield
+        return
+    handle = os.open(settings.directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 # --- supervisord -----------------------------------------------------------------------------------------------------
@@ -758,19 +773,21 @@ def main() -> int:
     changes: list[str] = []
     try:
         settings = Settings.read(arguments.settings)
-        if arguments.verb == "check":
-            check(settings, arguments.memory, arguments.disk)
-        elif arguments.verb == "up":
-            changes = up(settings, arguments.dry_run)
-        elif arguments.verb == "images":
-            changes = import_images(settings)
-        elif arguments.verb == "wait":
-            wait(settings, arguments.goal, arguments.timeout)
-        elif arguments.verb == "down":
-            changes = down(settings, arguments.delete_data)
-        else:
+        if arguments.verb == "status":
             print(status(settings))
             return 0
+        if arguments.verb == "check":
+            check(settings, arguments.memory, arguments.disk)
+        elif arguments.verb == "wait":
+            wait(settings, arguments.goal, arguments.timeout)
+        else:
+            with alone(settings):
+                if arguments.verb == "up":
+                    changes = up(settings, arguments.dry_run)
+                elif arguments.verb == "images":
+                    changes = import_images(settings)
+                else:
+                    changes = down(settings, arguments.delete_data)
     except NodeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -83,6 +83,7 @@ class Store:
         self.dry_run = dry_run
         self.now = datetime.datetime.now(datetime.UTC)
         self.changes: list[str] = []
+        self.authorities: dict[str, tuple[x509.Certificate, ec.EllipticCurvePrivateKey]] = {}
 
     def load(self, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
         """The pair of that name, or None if it is missing, unreadable or about to expire."""
@@ -114,7 +115,7 @@ class Store:
 
     def authority(self, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """The certificate authority of that name, made if it is missing."""
-        if pair := self.load(name):
+        if pair := self.authorities.get(name) or self.load(name):
             return pair
         key = ec.generate_private_key(ec.SECP256R1())
         who = subject(f"ansible-mlflow {name}")
@@ -129,6 +130,7 @@ class Store:
             .sign(key, hashes.SHA256())
         )
         self.save(name, certificate, key)
+        self.authorities[name] = certificate, key
         return certificate, key
 
     def fits(self, certificate: x509.Certificate, wanted: Wanted, authority: x509.Certificate) -> bool:
@@ -186,6 +188,8 @@ class Store:
 
     def kubeconfig(self, path: Path, certificate: str, server: str) -> None:
         """A kubeconfig that carries its certificates. JSON is YAML: no library is needed to write it."""
+        if self.dry_run and self.changes:
+            return  # it would carry what was not written
 
         def encoded(name: str) -> str:
             return base64.b64encode((self.directory / name).read_bytes()).decode()
@@ -194,8 +198,6 @@ class Store:
             "client-certificate-data": encoded(f"{certificate}.crt"),
             "client-key-data": encoded(f"{certificate}.key"),
         }
-        if self.dry_run and self.changes:
-            return  # it would carry what was not written
         name = "ansible-mlflow"
         content = {
             "apiVersion": "v1",
