@@ -552,9 +552,10 @@ def check(settings: Settings, memory: int, disk: int) -> None:
         return
     if free_memory_mib() < memory:
         raise NodeError(f"needs {memory} MiB of free memory, there are {free_memory_mib()}")
-    place = next(path for path in (settings.directory, *settings.directory.parents) if path.exists())
-    if (free := shutil.disk_usage(place).free // 2**20) < disk:
-        raise NodeError(f"needs {disk} MiB of free disk at {place}, there are {free}")
+    for wanted in (settings.directory, settings.kubernetes.parent):
+        place = next(path for path in (wanted, *wanted.parents) if path.exists())
+        if (free := shutil.disk_usage(place).free // 2**20) < disk:
+            raise NodeError(f"needs {disk} MiB of free disk at {wanted}, there are {free}")
     if shutil.which("ip"):
         check_addresses(settings)
 
