@@ -111,6 +111,10 @@ IPTABLES = """\
 -A KUBE-SERVICES -j KUBE-SERVICES
 -A MINE -j ACCEPT
 COMMIT
+*mangle
+:MLFLOW-GUARD - [0:0]
+-A PREROUTING -j MLFLOW-GUARD
+COMMIT
 *filter
 :INPUT ACCEPT [0:0]
 -A INPUT -m comment --comment "about KUBE things" -j ACCEPT
@@ -127,6 +131,11 @@ def test_only_the_clusters_firewall_rules_are_removed():
         "-F KUBE-SERVICES",
         "-X CNI-abc",
         "-X KUBE-SERVICES",
+        "COMMIT",
+        "*mangle",
+        "-D PREROUTING -j MLFLOW-GUARD",
+        "-F MLFLOW-GUARD",
+        "-X MLFLOW-GUARD",
         "COMMIT",
     ]
 

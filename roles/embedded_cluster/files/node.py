@@ -73,7 +73,8 @@ SYSCTLS: dict[str, str | None] = {
 }
 # Places that kubelet and CNI write to whatever they are told; `down` removes those that were not there before.
 FOREIGN_PLACES = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/log/pods")
-CHAIN = re.compile(r"^:((?:KUBE|CNI)-\S+)")
+GUARD = "MLFLOW-GUARD"
+CHAIN = re.compile(rf"^:((?:KUBE|CNI)-\S+|{GUARD}) ")
 
 
 class NodeError(Exception):
@@ -365,8 +366,25 @@ def firewall_removal(saved: str) -> str:
     return "".join(f"{line}\n" for line in result)
 
 
+def guard_network(settings: Settings) -> list[str]:
+    """Drop what comes from the machine's networks for the cluster's addresses.
+
+    The kernel forwards for pods, and answers on any interface for an address of the loopback interface: a neighbour
+    that sends its packets here would reach pods, Services and the API otherwise. Before any address is translated, so
+    that answers to pods are not concerned: they are still addressed to the machine.
+    """
+    if f"-A PREROUTING -j {GUARD}\n" in run("iptables-save", "-t", "mangle"):
+        return []
+    networks = (f"{settings.address}/32", settings.pod_cidr, settings.service_cidr)
+    rules = [f"-A {GUARD} -i {interface} -j RETURN" for interface in ("lo", BRIDGE)]
+    rules += [f"-A {GUARD} -d {network} -j DROP" for network in networks]
+    script = ["*mangle", f":{GUARD} - [0:0]", f"-F {GUARD}", *rules, f"-I PREROUTING -j {GUARD}", "COMMIT", ""]
+    run("iptables-restore", "--noflush", "--wait", stdin="\n".join(script))
+    return ["closed the cluster's addresses to the machine's networks"]
+
+
 def remove_firewall_rules() -> list[str]:
-    """Remove the chains of kube-proxy, kubelet and CNI."""
+    """Remove the chains of kube-proxy, kubelet, CNI and our own."""
     changes = []
     for family in ("iptables", "ip6tables"):
         if not shutil.which(f"{family}-save"):
@@ -476,7 +494,7 @@ def own_addresses() -> dict[str, str]:
 
 
 def prepare_machine(settings: Settings) -> list[str]:
-    """Kernel settings, the node's address, the place of volumes."""
+    """Kernel settings, the node's address and who may reach it, the place of volumes."""
     changes = []
     for module in ("br_netfilter", "overlay"):
         # Either is often built in, and a container may not load modules: what is really missing shows later.
@@ -491,6 +509,7 @@ def prepare_machine(settings: Settings) -> list[str]:
     if settings.address not in own_addresses():
         run("ip", "address", "add", f"{settings.address}/32", "dev", "lo")
         changes.append(f"added address {settings.address} to the loopback interface")
+    changes += guard_network(settings)
     volumes = settings.directory / "volumes"
     volumes.mkdir(mode=0o700, exist_ok=True)
     if not VOLUMES_LINK.is_symlink():
@@ -684,10 +703,13 @@ def missing(settings: Settings, goal: str) -> str:
         conditions = {condition["type"]: condition for condition in node["status"]["conditions"]}
         if conditions["Ready"]["status"] != "True":
             return f"the node is not Ready: {conditions['Ready']['message']}"
+        states = Supervisor(settings).states()
+        if idle := [name for name in COMPONENTS if states[name]["statename"] != "RUNNING"]:
+            return f"{', '.join(idle)} does not run"
         if not fresh_heartbeat(settings):
             return "kubelet has not reported since it started"
         return "" if dns_answers(settings) else f"CoreDNS does not answer at {settings.dns_address}"
-    except (NodeError, KeyError) as error:
+    except (NodeError, KeyError, OSError, xmlrpc.client.Error) as error:
         return str(error)
 
 
