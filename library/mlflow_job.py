@@ -9,7 +9,7 @@ module: mlflow_job
 short_description: Run a Kubernetes Job to its end and return its report
 description:
   - Creates a Job from a manifest, waits for its end and returns the last JSON object that it printed.
-  - A finished Job of the same name is deleted first; for a running one it waits.
+  - A finished Job of the same name is deleted first, and so is one that cannot start; for a running one it waits.
   - It fails within seconds of the failure, with the pod's own words - an image that cannot be pulled, a wrong
     configuration, a container that ended, a pod that no node can take, a quota that forbids it.
   - Running a Job to look at something is no change, so it always reports C(changed=false).
@@ -33,7 +33,9 @@ options:
     type: int
     default: 600
   keep:
-    description: Keep the Job after success. A failed one is always kept, to be looked at; the next run replaces it.
+    description:
+      - Keep the Job after success. One that ran and failed is always kept, to be looked at; the next run replaces it.
+      - One that could not start is always deleted, so that it does not start when nobody watches.
     type: bool
     default: false
 requirements:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 
 from .errors import Error, one_line
 from .kubernetes import ApiError, Cluster, UnreachableError
-from .pods import Failure, Patience, diagnose, last_lines
+from .pods import Failure, Patience, diagnose, last_lines, seconds_since
 
 POLL_SECONDS = 0.5
 # An API server that restarts is away for a moment; one that stays away ends the waiting.
 OUTAGE_SECONDS = 45
 CREATE_REFUSED_SECONDS = 5
 LOG_LINES = 200
+STUCK_SECONDS = 10
 # What Waiter.ask() returns while the API server is away; None is an answer.
 AWAY = object()
 
@@ -136,16 +138,19 @@ class JobRun:
             self.waiter.pause()
 
     def delete(self) -> None:
-        """Delete the Job and its pods."""
-        self.cluster.delete(f"{self._path}/{self.name}")
+        """Delete the Job that this run created, and its pods."""
+        self.cluster.delete(f"{self._path}/{self.name}", self.uid)
 
     def _look(self) -> tuple[dict, list[dict]]:
         job = self.cluster.get(f"{self._path}/{self.name}")
         if job is None or job["metadata"]["uid"] != self.uid:
             raise Error(f"Job {self.namespace}/{self.name} was deleted by somebody else while it ran")
-        selector = f"batch.kubernetes.io/controller-uid={self.uid}"
+        return job, self._pods_of(self.uid)
+
+    def _pods_of(self, uid: str) -> list[dict]:
+        selector = f"batch.kubernetes.io/controller-uid={uid}"
         pods = self.cluster.items(f"/api/v1/namespaces/{self.namespace}/pods", labelSelector=selector)
-        return job, sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
+        return sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
 
     def _create(self) -> None:
         while True:
@@ -175,7 +180,7 @@ class JobRun:
             return True
         if job is AWAY or job["metadata"].get("deletionTimestamp"):
             return False
-        if job_state(job) == "running":
+        if job_state(job) == "running" and not self._is_stuck(job):
             self._saw_other = True
             return False
         if self._saw_other:
@@ -183,8 +188,18 @@ class JobRun:
             self._saw_other = False
             for _pause in range(6):
                 self.waiter.pause()
-        self.cluster.delete(f"{self._path}/{self.name}")
+        # By its uid: another run may have replaced it since we looked.
+        self.cluster.delete(f"{self._path}/{self.name}", job["metadata"]["uid"])
         return False
+
+    def _is_stuck(self, job: dict) -> bool:
+        """Whether a Job that another run left behind can never start; a run that still watches would have given up."""
+        pods = self.waiter.ask(self._pods_of, job["metadata"]["uid"])
+        if pods is AWAY:
+            return False
+        age = seconds_since(job["metadata"].get("creationTimestamp"), datetime.now(UTC))
+        failures = [failure for failure in map(diagnose, pods) if failure]
+        return any(not failure.ended and age > failure.grace + STUCK_SECONDS for failure in failures)
 
     def _log(self, pod: dict, container: str = "", previous: bool = False) -> str:
         container = container or pod["spec"]["containers"][0]["name"]
@@ -199,7 +214,7 @@ class JobRun:
         pod = next(pod for pod in pods if pod["metadata"]["name"] == failure.pod)
         log = self._log(pod, failure.container, failure.previous)
         report = last_json(log) or {}
-        if failure.needs_log and report.get("error"):
+        if report.get("error"):
             return Error(f"Job {self.namespace}/{self.name} failed: {report['error']}", log=log, report=report)
         return Error(f"Job {self.namespace}/{self.name} failed: {failure.told(log)}", log=log, report=report)
 
@@ -227,10 +242,15 @@ class JobRun:
         for pod in pods:
             failure = diagnose(pod, one_shot=one_shot)
             if failure and self._patience.exhausted(failure, self.waiter.now):
-                raise self._told(failure, pods)
+                error = self._told(failure, pods)
+                if not failure.ended:
+                    # It never ran, and must not start by itself when nobody watches.
+                    self.delete()
+                raise error
         if not pods and self.waiter.seconds > CREATE_REFUSED_SECONDS:
             refusal = self.waiter.ask(create_refusal, self.cluster, self.namespace, self.uid)
             if refusal and refusal is not AWAY:
+                self.delete()
                 raise Error(f"Job {self.namespace}/{self.name} cannot start its pod: {refusal}")
 
     def _time_out(self, pods: list[dict]) -> None:

@@ -139,12 +139,16 @@ class Cluster:
     def replace(self, path: str, body: dict) -> dict:
         return self.request("PUT", path, body=body)
 
-    def delete(self, path: str) -> None:
-        """Delete an object and, in the background, what it owns; no error when it is gone already."""
+    def delete(self, path: str, uid: str) -> None:
+        """Delete an object and, in the background, what it owns.
+
+        It is fine when it is gone already, or when meanwhile another one, with another uid, has its name.
+        """
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            self.request("DELETE", path, query={"propagationPolicy": "Background"})
+            self.request("DELETE", path, body=options)
         except ApiError as error:
-            if error.status != 404:
+            if error.status not in (404, 409):
                 raise
 
     def log(self, namespace: str, pod: str, container: str, lines: int = 200, previous: bool = False) -> str:

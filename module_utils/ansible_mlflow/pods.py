@@ -31,7 +31,8 @@ class Failure:
     """Why a pod cannot do its work.
 
     ``grace`` is for how many seconds this may be a passing state; ``container`` is empty for the pod as a whole;
-    ``previous`` tells that the words are in the log of the container's previous run.
+    ``previous`` tells that the words are in the log of the container's previous run; ``ended`` that a container ran and
+    failed, where other failures keep it from starting.
     """
 
     reason: str
@@ -41,6 +42,7 @@ class Failure:
     container: str = ""
     previous: bool = False
     needs_log: bool = False
+    ended: bool = False
 
     def told(self, log: str = "") -> str:
         """One line for the operator; ``log`` stands in when the container left no message of its own."""
@@ -119,6 +121,7 @@ def _ended_failure(container: dict, one_shot: bool) -> Failure | None:
         container=container["name"],
         previous=previous and not state.get("terminated"),
         needs_log=not told,
+        ended=True,
     )
 
 
@@ -152,7 +155,7 @@ def _pod_failure(status: dict) -> Failure | None:
         if ended.get("exitCode", 0) != 0:
             return _ended_failure(container, True)
     reason = status.get("reason") or "Failed"
-    return Failure(reason, f"failed ({reason}): {status.get('message', '')}")
+    return Failure(reason, f"failed ({reason}): {status.get('message', '')}", ended=True)
 
 
 def seconds_since(timestamp: str | None, now: datetime) -> float:

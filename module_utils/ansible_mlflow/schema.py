@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .database import ConnectError, Server, connect
 from .errors import Error
 from .jobs import JobRun
-from .kubernetes import ApiError, Cluster
+from .kubernetes import Cluster
 from .tunnel import NoServiceError, reach_service
 
 VERSION_TABLES = {"tracking": "alembic_version", "auth": "alembic_version_auth"}
@@ -68,24 +68,38 @@ def _revision(server: Server, stores: Stores, store: str, tolerant: bool) -> str
 
 
 class Record:
-    """The ConfigMap that keeps which heads which image wants, so that an unchanged environment starts no Job."""
+    """The ConfigMap that keeps which revisions which image knows and wants.
+
+    So an unchanged environment starts no Job, and a database that is ahead of the image is refused without one.
+    """
 
     def __init__(self, cluster: Cluster, namespace: str, name: str):
         self.cluster, self.namespace, self.name = cluster, namespace, name
         self._path = f"/api/v1/namespaces/{namespace}/configmaps"
         self._found = cluster.get(f"{self._path}/{name}")
 
+    @property
+    def _data(self) -> dict[str, str]:
+        return (self._found or {}).get("data") or {}
+
     def heads(self, image: str, digest: str, stores: Stores) -> dict[str, str] | None:
         """The recorded heads by store, if they were found by this image and program."""
-        data = (self._found or {}).get("data") or {}
-        if (data.get("image"), data.get("program")) != (image, digest):
+        if (self._data.get("image"), self._data.get("program")) != (image, digest):
             return None
-        heads = {store: data.get(store, "") for store in stores.names}
+        heads = {store: self._data.get(store, "") for store in stores.names}
         return heads if all(heads.values()) else None
 
-    def write(self, image: str, digest: str, heads: dict[str, str], labels: dict) -> bool:
-        """Keep the heads; True when the record was another one before."""
-        data = {"image": image, "program": digest, **heads}
+    def knows(self, store: str, revision: str | None) -> bool:
+        """Whether the recorded image has a revision; an empty database is known to every image."""
+        return revision is None or revision in self._data.get(f"{store}_known", "").split()
+
+    def write(self, image: str, digest: str, stores: dict[str, dict], labels: dict) -> bool:
+        """Keep what the program reported of each store; True when the record was another one before."""
+        # Another run may have written it meanwhile.
+        self._found = self.cluster.get(f"{self._path}/{self.name}")
+        data = {"image": image, "program": digest}
+        for store, found in stores.items():
+            data |= {store: found["head"], f"{store}_known": " ".join(found.get("known") or [])}
         if self._found and self._found.get("data") == data:
             return False
         body = {
@@ -94,15 +108,10 @@ class Record:
             "metadata": {"name": self.name, "namespace": self.namespace, "labels": labels},
             "data": data,
         }
-        try:
-            if self._found:
-                self.cluster.replace(f"{self._path}/{self.name}", body)
-            else:
-                self.cluster.create(self._path, body)
-        except ApiError as error:
-            if error.reason != "AlreadyExists":
-                raise
+        if self._found:
             self.cluster.replace(f"{self._path}/{self.name}", body)
+        else:
+            self.cluster.create(self._path, body)
         return True
 
 
@@ -137,6 +146,8 @@ def bring_up_to_date(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     before = live_revisions(cluster, plan.reach, stores, tolerant=plan.check_mode)
     if heads is not None and before == heads:
         return Result([], before, before)
+    if heads is not None:
+        refuse_unknown(record, plan, stores, before)
     if plan.check_mode:
         after = heads or {store: f"head of {plan.image}" for store in stores.names}
         return Result(changes_between(stores, before, after), before, after)
@@ -147,12 +158,32 @@ def bring_up_to_date(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     if missing:
         lacking = ", ".join(missing)
         raise Error(f"Job {plan.namespace}/{run.name} ended well, but printed no report of {lacking}", log=log)
+    # What the program found under its lock; while it waited for the lock another one may have done the work.
+    before = {store: report[store].get("before", before[store]) for store in stores.names}
     after = {store: report[store].get("revision") for store in stores.names}
     changes = changes_between(stores, before, after)
-    found = {store: report[store]["head"] for store in stores.names}
+    found = {store: dict(report[store]) for store in stores.names}
+    for store in stores.names:
+        report[store].pop("known", None)
     if record.write(plan.image, plan.digest, found, plan.manifest["metadata"].get("labels") or {}):
         changes.append(f"recorded the heads of {plan.image} in ConfigMap {plan.record}")
     return Result(changes, before, after, report, log, job_ran=True)
+
+
+def refuse_unknown(record: Record, plan: Plan, stores: Stores, live: dict) -> None:
+    """Refuse databases that the image cannot upgrade, as the program would, but without starting it.
+
+    :raises Error: naming each.
+    """
+    problems = [
+        f"the {store} database {stores.names[store]} at {stores.host}:{stores.port} is at revision {revision}, which "
+        f"{plan.image} does not know: a newer MLflow upgraded it (use that release, or restore the backup of before), "
+        f"or {VERSION_TABLES[store]} is another program's"
+        for store, revision in live.items()
+        if not record.knows(store, revision)
+    ]
+    if problems:
+        raise Error("; ".join(problems) + "; nothing was changed")
 
 
 def changes_between(stores: Stores, before: dict, after: dict) -> list[str]:

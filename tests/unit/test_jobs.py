@@ -57,14 +57,16 @@ class Api:
         self.job = {**deepcopy(body), "metadata": {**body["metadata"], "uid": "own"}}
         return self.job
 
-    def delete(self, path):
+    def delete(self, path, uid):
+        assert uid == self.job["metadata"]["uid"]
         self.deleted += 1
         self.job = None
 
     def items(self, path, **query):
         if path.endswith("/events"):
             return self.events
-        assert query == {"labelSelector": "batch.kubernetes.io/controller-uid=own"}
+        uid = self.job["metadata"]["uid"] if self.job else "own"
+        assert query == {"labelSelector": f"batch.kubernetes.io/controller-uid={uid}"}
         return self.pods
 
     def log(self, *_args):
@@ -95,6 +97,27 @@ def test_another_run_is_waited_for_and_told_of_when_it_does_not_end():
     with pytest.raises(Error, match="another run of Job ns/verify did not end within 0 s"):
         JobRun(api, "ns", MANIFEST, 0).run()
     assert (api.deleted, api.created) == (0, 0)
+
+
+@pytest.mark.parametrize(("created", "replaced"), [("2026-01-01T00:00:00Z", True), ("2999-01-01T00:00:00Z", False)])
+def test_a_job_that_an_ended_run_left_unable_to_start_is_replaced(created, replaced):
+    api = Api([(COMPLETE, [])], existing={"metadata": {"uid": "other", "creationTimestamp": created}})
+    api.pods = [pod({"containerStatuses": [WAITING]})]
+    if replaced:
+        assert JobRun(api, "ns", MANIFEST, 60).run() == (None, "")
+    else:
+        # It was made a moment ago: whoever did so is still watching.
+        with pytest.raises(Error, match="another run"):
+            JobRun(api, "ns", MANIFEST, 0).run()
+    assert (api.deleted, api.created) == ((1, 1) if replaced else (0, 0))
+
+
+@pytest.mark.parametrize(("container", "deleted"), [("WAITING", 1), ("ENDED", 0)])
+def test_a_job_that_never_ran_is_not_left_to_start_later(container, deleted):
+    api = Api([([], [pod({"containerStatuses": [globals()[container]]})])])
+    with pytest.raises(Error):
+        JobRun(api, "ns", MANIFEST, 60).run()
+    assert api.deleted == deleted
 
 
 def test_a_short_outage_of_the_api_server_is_waited_out():

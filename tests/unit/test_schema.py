@@ -17,7 +17,8 @@ MANIFEST = {
     "kind": "Job",
     "metadata": {"name": "schema", "annotations": {schema.DIGEST_ANNOTATION: "d1"}, "labels": {"l": "v"}},
 }
-RECORD = {"image": "i1", "program": "d1", **HEADS}
+KNOWN = {"tracking_known": "t1 t2", "auth_known": "a1 a2"}
+RECORD = {"image": "i1", "program": "d1", **HEADS, **KNOWN}
 
 
 class Cluster:
@@ -46,7 +47,10 @@ def world(monkeypatch):
     def step(record, live, image="i1", check_mode=False, manifest=MANIFEST, report=None):
         def run(_job):
             runs.append(1)
-            stores = {store: {"revision": head, "head": head} for store, head in HEADS.items()}
+            stores = {
+                store: {"before": live[store], "revision": head, "head": head, "known": KNOWN[f"{store}_known"].split()}
+                for store, head in HEADS.items()
+            }
             return (stores if report is None else report), "log"
 
         monkeypatch.setattr(schema.JobRun, "run", run)
@@ -76,7 +80,9 @@ def test_nothing_is_started_when_record_and_databases_agree(world):
         (RECORD, HEADS, "i2", ["recorded the heads of i2 in ConfigMap record"]),
         ({**RECORD, "program": "d0"}, HEADS, "i1", ["recorded"]),
         ({"image": "i1", "program": "d1"}, HEADS, "i1", ["recorded"]),
-        (RECORD, {**HEADS, "auth": "newer"}, "i1", ["upgraded the auth database mlflow_auth from newer to a2"]),
+        (RECORD, {**HEADS, "auth": "a1"}, "i1", ["upgraded the auth database mlflow_auth from a1 to a2"]),
+        # Only the program in the new image can tell whether it knows the revision.
+        (RECORD, {**HEADS, "auth": "a9"}, "i2", ["upgraded the auth database mlflow_auth from a9", "recorded"]),
     ],
 )
 def test_the_job_runs_otherwise_and_is_remembered(world, record, live, image, sentences):
@@ -86,7 +92,7 @@ def test_the_job_runs_otherwise_and_is_remembered(world, record, live, image, se
     assert len(result.changes) == len(sentences)
     for sentence, words in zip(result.changes, sentences, strict=True):
         assert words in sentence
-    assert cluster.map["data"] == {"image": image, "program": "d1", **HEADS}
+    assert cluster.map["data"] == {"image": image, "program": "d1", **HEADS, **KNOWN}
     assert (result.before, result.after) == (live, HEADS)
 
 
@@ -108,6 +114,22 @@ def test_check_mode_tells_and_starts_nothing(world, record, live, image, after):
 def test_check_mode_of_an_environment_that_is_as_wanted_tells_no_change(world):
     _cluster, result, _runs = world(RECORD, HEADS, check_mode=True)
     assert result.changes == []
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize("revision", ["a9", "a1, a2"])
+def test_a_database_that_the_recorded_image_does_not_know_is_refused_without_a_job(world, check_mode, revision):
+    with pytest.raises(Error, match=f"mlflow_auth at pg:5432 is at revision {revision}, which i1 does not know"):
+        world(RECORD, {**HEADS, "auth": revision}, check_mode=check_mode)
+
+
+def test_a_run_that_waited_for_another_reports_what_it_found_then(world):
+    report = {store: {"before": head, "revision": head, "head": head} for store, head in HEADS.items()}
+    record = {**RECORD, "tracking_known": "", "auth_known": ""}
+    cluster, result, _runs = world({**record, "program": "d0"}, EMPTY, report=report)
+    assert result.changes == ["recorded the heads of i1 in ConfigMap record"]
+    assert result.before == HEADS
+    assert cluster.map["data"] == record
 
 
 def test_a_program_without_a_report_is_no_success(world):

@@ -153,7 +153,8 @@ def test_a_wrong_use_ends_with_one_sentence_and_a_report(monkeypatch, capsys, tm
 
 def test_mlflows_own_upgrade_gets_no_setting_of_the_server_and_its_last_words_are_told(monkeypatch, tmp_path):
     fake = tmp_path / "python"
-    fake.write_text('#!/bin/sh\nenv | grep ^MLFLOW_\necho "$@"\necho "ValueError: no such column"\nexit 1\n')
+    output = "ValueError: no such column\n[SQL: DROP\n]"
+    fake.write_text(f"#!/bin/sh\nenv | grep ^MLFLOW_\necho \"$@\"\ncat <<'END'\n{output}\nEND\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")

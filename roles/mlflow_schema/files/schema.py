@@ -43,6 +43,9 @@ CONNECT_TIMEOUT = 5
 FIRST_AUTH_REVISION = "8606fa83a998"
 
 
+EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*[a-z]\w*: ")
+
+
 class Exit:
     """Exit codes: 10 may come right by itself, 11 wants an upgrade, the others want a person."""
 
@@ -182,6 +185,7 @@ class Store:
     history: History = field(repr=False)
     state: str = "unknown"
     revision: str | None = None
+    before: str | None = None
     pending: list[str] = field(default_factory=list)
     problem: str = ""
 
@@ -194,9 +198,11 @@ class Store:
         return {
             "database": self.parameters["dbname"],
             "state": self.state,
+            "before": self.before,
             "revision": self.revision,
             "head": self.history.head,
             "pending": self.pending,
+            "known": sorted(self.history.parents),
         }
 
 
@@ -339,6 +345,8 @@ def inspect_all(stores: list[Store], seconds: float) -> None:
 def check(stores: list[Store]) -> bool:
     """Raise unless both databases are current."""
     inspect_all(stores, seconds_of("MLFLOW_SCHEMA_CONNECT_SECONDS", 60))
+    for store in stores:
+        store.before = store.revision
     refuse(stores)
     behind = [
         f"{store.label} is {store.state if store.state == 'empty' else f'at revision {store.revision}'}, "
@@ -359,6 +367,8 @@ def upgrade(stores: list[Store]) -> bool:
         # Whoever held the lock may have done the work.
         inspect_all(stores, seconds)
         refuse(stores)
+        for store in stores:
+            store.before = store.revision
         todo = [store for store in stores if store.state != "current"]
         for store in todo:
             apply(store)
@@ -428,8 +438,8 @@ def apply(store: Store) -> None:
             raise
     if process.returncode != 0:
         words = [line for line in words if line] or ["no output"]
-        # MLflow's last line is the exception; SQLAlchemy adds a pointer to its documentation.
-        said = next((line for line in reversed(words) if "sqlalche.me" not in line), words[-1])
+        # After the exception SQLAlchemy shows the statement and a pointer to its documentation.
+        said = next((line for line in reversed(words) if EXCEPTION.match(line)), words[-1])
         told = f"{store.label}: MLflow's upgrade failed with exit code {process.returncode}: {said[-400:]}"
         raise SchemaError(Exit.UPGRADE_FAILED, told)
 
