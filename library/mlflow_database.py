@@ -130,7 +130,9 @@ ARGUMENTS = {
 
 def ensure(module: AnsibleModule) -> dict:
     params = module.params
-    wanted = database.Wanted(params["username"], params["password"], params["databases"])
+    # The tracking and the auth database may be one.
+    names = list(dict.fromkeys(params["databases"]))
+    wanted = database.Wanted(params["username"], params["password"], names)
     database.check_identifier(wanted.username, "username")
     for name in wanted.databases:
         database.check_identifier(name, "databases")

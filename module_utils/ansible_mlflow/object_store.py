@@ -374,7 +374,10 @@ def _ensure_with_admin(admin: Store, own: Store, bucket: str, secret_key: str, c
         admin.set_user(own.access_key, secret_key)
 
     if attached != [name]:
+        others = ", ".join(entry for entry in attached if entry != name)
         sentence = f"attached policy {name} to access key {own.access_key}"
+        if others:
+            sentence = f"left access key {own.access_key} no policy but {name} (it had {others})"
         _note(outcome, sentence, f"access key {own.access_key}, policies", attached, [name])
         if not check_mode:
             admin.attach_only(own.access_key, name, attached)

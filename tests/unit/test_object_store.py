@@ -264,7 +264,7 @@ def test_from_nothing_everything_is_made_and_then_nothing_is_written():
         (change_secret, ["set the secret key of access key mlflow-dev"]),
         (widen_policy, ["corrected policy mlflow-mlflow-dev"]),
         (drop_policy, ["created policy mlflow-mlflow-dev"]),
-        (attach_more, ["attached policy mlflow-mlflow-dev to access key mlflow-dev"]),
+        (attach_more, ["left access key mlflow-dev no policy but mlflow-mlflow-dev (it had readwrite)"]),
         (open_to_all, ["closed bucket mlflow to anonymous access"]),
     ],
 )
