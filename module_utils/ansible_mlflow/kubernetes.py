@@ -81,11 +81,19 @@ class Cluster:
             self._api = client.ApiClient(configuration)
         return self._api
 
-    def request(self, method: str, path: str, body=None, query: dict | None = None, text: bool = False):
+    def request(
+        self,
+        method: str,
+        path: str,
+        body=None,
+        query: dict | None = None,
+        text: bool = False,
+        content_type: str = "application/json",
+    ):
         """Send one request.
 
         :param path: path of the resource, from ``/api`` or ``/apis`` on.
-        :param body: JSON-able object to send.
+        :param body: JSON-able object to send, or its text where ``content_type`` is another than JSON's own.
         :param text: return the body as text (logs) instead of parsed JSON.
         :raises UnreachableError: no answer. :raises ApiError: any status from 400 on.
         """
@@ -95,7 +103,7 @@ class Cluster:
 
         headers = {"Accept": "*/*" if text else "application/json"}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = content_type
         call = api.param_serialize(
             method,
             path,
@@ -138,6 +146,17 @@ class Cluster:
 
     def replace(self, path: str, body: dict) -> dict:
         return self.request("PUT", path, body=body)
+
+    def apply(self, path: str, body: dict, dry_run: bool = False) -> dict:
+        """Apply an object on the server's side, taking over the fields that others have set.
+
+        An unknown field is refused. See https://kubernetes.io/docs/reference/using-api/server-side-apply/
+        """
+        query = {"fieldManager": "ansible-mlflow", "force": "true", "fieldValidation": "Strict"}
+        if dry_run:
+            query["dryRun"] = "All"
+        # JSON is YAML too, and this is the type that names the operation.
+        return self.request("PATCH", path, json.dumps(body), query, content_type="application/apply-patch+yaml")
 
     def delete(self, path: str, uid: str) -> None:
         """Delete an object and, in the background, what it owns.

@@ -6,6 +6,7 @@ import base64
 import re
 import secrets
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,49 +65,43 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
     Returns:
         A sentence for each problem: the variable, what it is, and what is expected. No secret is in it.
     """
-    problems = []
-
-    def expect(name: str, valid: bool, expected: str) -> None:
-        if not valid:
-            problems.append(f"{name} is {settings[name]!r}; expected {expected}")
-
-    def is_port(name: str, low: int, high: int) -> bool:
-        return low <= int(settings[name]) <= high
-
-    names = settings["mlflow_environment_names"]
-    expect(
-        "mlflow_environment_name",
-        settings["mlflow_environment_name"] in names,
-        f"one of {', '.join(names)} (mlflow_environment_names lists them)",
-    )
-    for name in ("mlflow_environment_name", "mlflow_environment_namespace"):
-        expect(name, bool(LABEL.fullmatch(settings[name])), "lower case letters, digits and inner hyphens")
-    expect(
-        "mlflow_environment_image", bool(IMAGE.fullmatch(settings["mlflow_environment_image"])), "an image reference"
-    )
-    expect("mlflow_database_host", bool(HOST.fullmatch(settings["mlflow_database_host"])), "a host name or an address")
-    expect("mlflow_database_port", is_port("mlflow_database_port", 1, 65535), "a port from 1 to 65535")
-    expect(
-        "mlflow_object_store_endpoint",
-        is_endpoint(settings["mlflow_object_store_endpoint"]),
-        "http(s)://host[:port] without a user, a path or a bucket",
-    )
-    expect(
-        "mlflow_object_store_bucket",
-        bool(BUCKET.fullmatch(settings["mlflow_object_store_bucket"]))
-        and ".." not in settings["mlflow_object_store_bucket"],
-        "an S3 bucket name: 3 to 63 lower case letters, digits, dots and hyphens",
-    )
-    expect("mlflow_server_node_port", is_port("mlflow_server_node_port", 30000, 32767), "a port from 30000 to 32767")
-    expect(
-        "mlflow_server_admin_username",
-        bool(USERNAME.fullmatch(settings["mlflow_server_admin_username"])),
-        "letters, digits and _ . @ -",
-    )
-    unknown = sorted(set(settings["mlflow_environment_secrets"]) - set(RULES))
+    names = settings["mlflow_environment_names"] or []
+    label = "lower case letters, digits and inner hyphens"
+    checks = [
+        (
+            "mlflow_environment_name",
+            lambda name: name in names,
+            f"one of {', '.join(names)} (mlflow_environment_names lists them)",
+        ),
+        ("mlflow_environment_name", LABEL.fullmatch, label),
+        ("mlflow_environment_namespace", LABEL.fullmatch, label),
+        ("mlflow_environment_image", IMAGE.fullmatch, "an image reference"),
+        ("mlflow_database_host", HOST.fullmatch, "a host name or an address"),
+        ("mlflow_database_port", in_range(1, 65535), "a port from 1 to 65535"),
+        ("mlflow_object_store_endpoint", is_endpoint, "http(s)://host[:port] without a user, a path or a bucket"),
+        (
+            "mlflow_object_store_bucket",
+            lambda name: BUCKET.fullmatch(name) and ".." not in name,
+            "an S3 bucket name: 3 to 63 lower case letters, digits, dots and hyphens",
+        ),
+        ("mlflow_server_node_port", in_range(30000, 32767), "a port from 30000 to 32767"),
+        ("mlflow_server_admin_username", USERNAME.fullmatch, "letters, digits and _ . @ -"),
+    ]
+    problems = {}
+    for name, is_valid, expected in checks:
+        value = settings[name]
+        if value is None or not is_valid(value):
+            problems.setdefault(name, f"{name} is {value!r}; expected {expected}")
+    problems = list(problems.values())
+    unknown = sorted(set(settings["mlflow_environment_secrets"] or {}) - set(RULES))
     if unknown:
         problems.append(f"mlflow_environment_secrets has {', '.join(unknown)}; expected only {', '.join(RULES)}")
     return problems
+
+
+def in_range(low: int, high: int) -> Callable[[int], bool]:
+    """A check that a number is not below the one nor above the other."""
+    return lambda number: low <= int(number) <= high
 
 
 def argument_problems(results: list[dict[str, Any]]) -> list[str]:

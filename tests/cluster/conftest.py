@@ -121,12 +121,13 @@ class Cluster:
     @contextmanager
     def database(self, environment: str, name: str) -> Iterator[psycopg.Connection]:
         """A connection of PostgreSQL's administrator to one of an environment's databases."""
+        from ansible.module_utils.ansible_mlflow.kubernetes import Cluster as Api
         from ansible.module_utils.ansible_mlflow.tunnel import reach_service
 
         admin = self.secret("pgsql", f"{environment}-postgres-admin")
         host, port = f"{environment}-postgres.pgsql.svc.cluster.local", DATABASE_PORTS[environment]
         with (
-            reach_service(host, port, "tunnel", kubeconfig=KUBECONFIG) as (local_host, local_port),
+            reach_service(host, port, "tunnel", Api(KUBECONFIG, None)) as (local_host, local_port),
             psycopg.connect(
                 host=local_host,
                 port=local_port,

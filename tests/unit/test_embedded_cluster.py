@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 FILES = Path(__file__).parents[2] / "roles/embedded_cluster/files"
 
@@ -40,6 +45,15 @@ def settings(tmp_path):
         supervisor=tmp_path / "supervisor",
         images=[],
     )
+
+
+@pytest.fixture(autouse=True)
+def leave_the_machine_alone(monkeypatch):
+    """What acts on every pod, interface and rule of the machine is out of reach: a real cluster may run here."""
+    for name in ("pod_cgroups", "shims"):
+        monkeypatch.setattr(node, name, lambda *_: pytest.fail("looked for the machine's pods"))
+    for name in ("remove_network", "remove_firewall_rules", "restore_machine", "prepare_machine"):
+        monkeypatch.setattr(node, name, lambda *_: pytest.fail("changed the machine"))
 
 
 def copy_inputs(target, monkeypatch):
@@ -96,6 +110,29 @@ def test_a_build_removes_what_a_killed_one_left(tmp_path):
     build.make(part, {}, tmp_path / "part-key")
     assert {path.name for path in tmp_path.iterdir()} == {"part.lock", "part.log", "part-key"}
     assert (tmp_path / "part-key/made").exists()
+
+
+def test_the_version_of_mlflow_built_by_hand_is_the_one_the_role_builds():
+    defaults = yaml.safe_load((FILES.parent / "defaults/main.yml").read_text())
+    assert defaults["embedded_cluster_mlflow_versions"] == [build.MLFLOW_VERSION]
+
+
+def test_what_is_missing_is_known_before_any_package_is_installed(tmp_path):
+    command = [sys.executable, "-I", "-S", FILES / "build.py", "--check", "all"]
+    done = subprocess.run(command, env={"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_prunes_what_was_not_used_for_a_month(tmp_path):
+    old, used, other = (
+        tmp_path / f"{name}-{key * 16}" for name, key in (("part", "a"), ("part", "b"), ("my-part", "c"))
+    )
+    for path, days in ((old, 31), (used, 29), (other, 31)):
+        path.mkdir()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    build.make(build.Part("part", 1, lambda run: None), {}, tmp_path / f"part-{'d' * 16}")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {used.name, other.name, f"part-{'d' * 16}"}
 
 
 IPTABLES = """\
@@ -182,6 +219,104 @@ def test_a_tree_with_a_mount_in_it_is_not_removed(settings, monkeypatch):
     with pytest.raises(node.NodeError, match="is not removed"):
         node.remove_tree(settings.run)
     assert settings.run.exists()
+
+
+@pytest.fixture
+def two_sets(settings, monkeypatch, tmp_path):
+    """A machine that ran on the data set demo and also has one called test."""
+    monkeypatch.setattr(node, "VOLUMES_LINK", tmp_path / "hostpath_pv")
+    for name in ("demo", "test"):
+        (settings.directory / f"data/{name}/volumes").mkdir(parents=True)
+        (settings.directory / f"data/{name}/volumes/file").write_text(name)
+    settings.marker.write_text("demo\n")
+    return settings
+
+
+@pytest.mark.parametrize("name", ["", "Demo", "../etc", "a/b", "1st", "a" * 31, "demo\n"])
+def test_a_name_that_cannot_be_a_data_sets_is_refused(settings, tmp_path, name):
+    source = tmp_path / "settings.json"
+    source.write_text(json.dumps(dataclasses.asdict(settings) | {"data": name}, default=str))
+    with pytest.raises(node.NodeError, match="cannot name a data set"):
+        node.Settings.read(str(source))
+
+
+def test_only_a_data_set_there_is_can_be_removed_and_nothing_happens_otherwise(two_sets, monkeypatch):
+    monkeypatch.setattr(node, "end_components", lambda _: pytest.fail("something was stopped"))
+    with pytest.raises(node.NodeError, match=r"no data set 'true' .* demo \(used last, \d+ MiB\), test \(\d+ MiB\)"):
+        node.down(two_sets, "true")
+
+
+def test_removing_a_data_set_keeps_the_others(two_sets):
+    assert node.delete_set(two_sets, "test") == ["removed the data set test; there is still demo"]
+    assert (node.data_sets(two_sets), node.data_in_use(two_sets)) == (["demo"], "demo")
+
+
+def test_removing_the_data_set_in_use_makes_the_next_start_forget_its_pods(two_sets):
+    node.delete_set(two_sets, "demo")
+    assert (node.data_sets(two_sets), node.data_in_use(two_sets)) == (["test"], "")
+
+
+def test_the_last_data_set_takes_the_rest_with_it(two_sets):
+    node.delete_set(two_sets, "demo")
+    assert "the last one" in node.delete_set(two_sets, "test")[0]
+    assert not two_sets.directory.exists()
+
+
+def test_a_change_of_data_sets_takes_down_and_forgets_before_it_counts(two_sets, monkeypatch):
+    done = []
+    monkeypatch.setattr(node, "down", lambda s: done.append(("down", node.data_in_use(s))) or [])
+    monkeypatch.setattr(node, "forget_pods", lambda s: done.append(("forget", node.data_in_use(s))) or [])
+    test = dataclasses.replace(two_sets, data="test")
+    assert node.switch_data(test)[-1] == "the cluster now runs on the data set test; demo is kept"
+    assert done == [("down", "demo"), ("forget", "demo")]
+    assert node.data_in_use(test) == "test"
+
+
+def test_a_change_of_data_sets_that_was_interrupted_is_done_again(two_sets, monkeypatch):
+    def interrupted(_):
+        raise node.NodeError("killed")
+
+    monkeypatch.setattr(node, "down", lambda _: [])
+    monkeypatch.setattr(node, "forget_pods", interrupted)
+    with pytest.raises(node.NodeError, match="killed"):
+        node.switch_data(dataclasses.replace(two_sets, data="test"))
+    assert node.data_in_use(two_sets) == "demo"
+
+
+def test_a_dry_run_says_that_the_data_set_would_change_and_changes_nothing(two_sets):
+    changes = node.up(dataclasses.replace(two_sets, data="test"), dry_run=True)
+    assert "the cluster now runs on the data set test; demo is kept" in changes
+    assert node.data_in_use(two_sets) == "demo"
+
+
+def test_volumes_lead_to_the_data_set(two_sets):
+    test = dataclasses.replace(two_sets, data="test")
+    for settings in (two_sets, test):
+        assert node.link_volumes(settings) == [f"linked {node.VOLUMES_LINK} to {settings.volumes}"]
+        assert node.link_volumes(settings) == []
+        assert (node.VOLUMES_LINK / "file").read_text() == settings.data
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_somebody_elses_place_of_volumes_is_refused(two_sets, tmp_path, kind):
+    if kind == "directory":
+        node.VOLUMES_LINK.mkdir()
+    else:
+        node.VOLUMES_LINK.symlink_to(tmp_path)
+    with pytest.raises(node.NodeError, match="is not ours"):
+        node.link_volumes(two_sets)
+
+
+def test_pods_are_forgotten_even_if_containerd_does_not_start(two_sets, monkeypatch):
+    # It looks for pods on the whole machine, which may run a cluster.
+    monkeypatch.setattr(node, "remove_runtime", lambda _: [])
+    for name in ("kubelet/pods/pod", "logs/pods/pod", "containerd"):
+        (two_sets.directory / name).mkdir(parents=True)
+    changes = node.forget_pods(two_sets)
+    assert f"removed {two_sets.directory}/kubelet" in changes
+    assert "containerd does not start" in changes[-1]
+    assert {path.name for path in two_sets.directory.iterdir()} == {"data", "data-set", "logs"}
+    assert node.data_sets(two_sets) == ["demo", "test"]
 
 
 def certificates(directory, monkeypatch, *options, address="10.250.0.1", renew=30):

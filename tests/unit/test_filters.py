@@ -53,13 +53,17 @@ def test_good_settings_have_no_problem() -> None:
     ("name", "value", "expected"),
     [
         ("mlflow_environment_name", "qa", "one of dev, stg, prod"),
+        ("mlflow_environment_name", None, "one of dev, stg, prod"),
         ("mlflow_environment_namespace", "MLflow_dev", "lower case letters"),
+        ("mlflow_environment_namespace", None, "lower case letters"),
         ("mlflow_environment_image", "mlflow latest", "an image reference"),
         ("mlflow_environment_image", "", "an image reference"),
         ("mlflow_database_host", "", "a host name"),
+        ("mlflow_database_host", None, "a host name"),
         ("mlflow_database_host", "postgres; drop", "a host name"),
         ("mlflow_database_host", "user@postgres", "a host name"),
         ("mlflow_database_port", 0, "a port from 1 to 65535"),
+        ("mlflow_database_port", None, "a port from 1 to 65535"),
         ("mlflow_database_port", 65536, "a port from 1 to 65535"),
         ("mlflow_object_store_endpoint", "s3://mlflow", "http(s)://host[:port]"),
         ("mlflow_object_store_endpoint", "minio:9000", "http(s)://host[:port]"),
@@ -87,6 +91,22 @@ def test_a_bad_setting_is_refused_with_its_variable_and_what_is_expected(
 
 def test_all_problems_are_told_at_once() -> None:
     assert len(environment.environment_problems(GOOD | {"mlflow_server_node_port": 1, "mlflow_database_port": 0})) == 2
+
+
+def test_a_name_that_is_no_label_is_refused_even_where_it_is_listed() -> None:
+    names = {"mlflow_environment_name": "my_env", "mlflow_environment_names": ["my_env"]}
+    [problem] = environment.environment_problems(GOOD | names)
+    assert "lower case letters" in problem
+
+
+def test_arguments_problems_are_told_once() -> None:
+    results = [
+        {"msg": "The arg spec validation passed"},
+        {"msg": "failed", "argument_errors": ["a", "b"]},
+        {"msg": "failed", "argument_errors": ["b"]},
+        {"msg": "no such variable"},
+    ]
+    assert environment.argument_problems(results) == ["a", "b", "no such variable"]
 
 
 def test_an_unknown_secret_is_named_and_its_value_is_not() -> None:

@@ -12,6 +12,7 @@ Only the standard library is used, so that it runs before anything is installed:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -42,6 +43,7 @@ MLFLOW_VERSION = "3.17.2"
 
 BUILD_TIMEOUT = 45 * 60
 HEARTBEAT = 15
+KEEP_UNUSED = 30 * 24 * 3600
 GO_FLAGS = ["-trimpath", "-ldflags"]
 CA_BUNDLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -374,11 +376,19 @@ def make(part: Part, made: dict[str, Path], target: Path) -> None:
             part.recipe(run)
             directory.rename(target)
             run.say("built")
+            prune(part.name, target)
         except BuildError as error:
             tail = "".join(f"    {line}\n" for line in log.read_text(encoding="utf-8").splitlines()[-30:])
             raise BuildError(f"building {part.name} failed: {error}; the end of {log}:\n{tail}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def prune(name: str, target: Path) -> None:
+    """Remove builds of the part that no checkout has used for 30 days."""
+    for other in target.parent.glob(f"{name}-{'[0-9a-f]' * 16}"):
+        if other != target and time.time() - other.stat().st_mtime > KEEP_UNUSED:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def closure(names: list[str], known: dict[str, Part]) -> list[Part]:
@@ -404,6 +414,10 @@ def main() -> int:
         cache = cache_directory()
         made = {name: cache / f"{name}-{key}" for name, key in key_of.items()}
         if arguments.list:
+            # Whoever asks for the list uses what is in it: the role does, at every run.
+            for path in made.values():
+                with contextlib.suppress(OSError):
+                    os.utime(path)
             table = [
                 {
                     "name": part.name,

@@ -44,6 +44,7 @@ COMPONENTS = (
     "kube-proxy",
     "volumes",
 )
+DATA_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}")
 SHIM = "containerd-shim-runc-v2"
 BRIDGE = "mlflow0"
 # Where the hostpath provisioner of kube-controller-manager makes volumes: a fixed place, so a link to a lasting one.
@@ -96,23 +97,38 @@ class Settings:
     containerd: Path
     supervisor: Path
     images: list[dict[str, str]]
+    data: str = "demo"
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: str) -> Settings:
-        """From standard input (`-`) or a file. Raises NodeError if the file is not there."""
+        """From standard input (`-`) or a file. Raises NodeError if the file is not there or the data's name is none."""
         try:
             values = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise NodeError(f"no cluster was started on this machine: {source} does not exist") from None
         for name in ("directory", "run", "kubernetes", "containerd", "supervisor"):
             values[name] = Path(values[name])
-        return cls(**values)
+        settings = cls(**values)
+        if not DATA_NAME.fullmatch(settings.data):
+            rule = "a letter, then letters, digits or dashes, all in lower case, 30 at most"
+            raise NodeError(f"{settings.data!r} cannot name a data set: {rule}")
+        return settings
 
     @property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
         return self.directory / "kubeconfig"
+
+    @property
+    def volumes(self) -> Path:
+        """Where the volumes of the data set are."""
+        return self.directory / "data" / self.data / "volumes"
+
+    @property
+    def marker(self) -> Path:
+        """The file that names the set that the pods of kubelet and containerd belong to, running or not."""
+        return self.directory / "data-set"
 
     @property
     def listen(self) -> list[tuple[str, int]]:
@@ -450,6 +466,133 @@ def remove_runtime(settings: Settings) -> list[str]:
     return changes
 
 
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def data_sets(settings: Settings) -> list[str]:
+    """The names of the sets there are."""
+    return sorted(path.name for path in (settings.directory / "data").glob("*") if path.is_dir())
+
+
+def data_in_use(settings: Settings) -> str:
+    """The set that the cluster runs on, or ran on last; empty before the first start."""
+    return settings.marker.read_text(encoding="utf-8").strip() if settings.marker.exists() else ""
+
+
+def size_mib(directory: Path) -> int:
+    """What a directory takes of the disk, in MiB. Files come and go while it is looked at."""
+    size = 0
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return size // 2**20
+
+
+def describe_data(settings: Settings) -> str:
+    """The sets there are, for a person: `demo (in use, 210 MiB), test (95 MiB)`."""
+    used = "in use" if Supervisor(settings).alive() else "used last"
+    words = {data_in_use(settings): f"{used}, "}
+    base = settings.directory / "data"
+    return ", ".join(f"{n} ({words.get(n, '')}{size_mib(base / n)} MiB)" for n in data_sets(settings)) or "none"
+
+
+def switch_data(settings: Settings) -> list[str]:
+    """Take the cluster down and forget the pods of its data set, so that it can come up on another one.
+
+    The marker comes last: a switch that was interrupted is done again, whichever set is asked for next.
+    """
+    changes = down(settings) + write_configuration(settings, dry_run=False) + forget_pods(settings)
+    sentence = data_sentence(settings)
+    settings.marker.write_text(f"{settings.data}\n", encoding="utf-8")
+    return [*changes, sentence]
+
+
+def data_sentence(settings: Settings) -> str:
+    """What a switch says."""
+    before = data_in_use(settings)
+    kept = f"; {before} is kept" if before in data_sets(settings) else ""
+    return f"the cluster now runs on the data set {settings.data}{kept}"
+
+
+def forget_pods(settings: Settings) -> list[str]:
+    """Remove the pods that kubelet and containerd know, while neither runs. Images stay.
+
+    Volumes are not concerned: remove_runtime has unmounted everything, and remove_tree refuses what is mounted.
+    """
+    known = [settings.directory / "kubelet", settings.directory / "logs/pods"]
+    changes = [f"removed {path}" for path in known if path.exists()]
+    for path in known:
+        remove_tree(path)
+    logs = Path("/var/log/containers")
+    for link in logs.iterdir() if logs.is_dir() else ():
+        if link.is_symlink() and link.readlink().is_relative_to(settings.directory):
+            link.unlink()
+    if (root := settings.directory / "containerd").exists():
+        try:
+            forget_containers(settings)
+            changes.append("removed the containers of all pods")
+        except NodeError as error:
+            # Without them the images are gone as well, and imported again.
+            end_components(settings)
+            remove_runtime(settings)
+            remove_tree(root)
+            changes.append(f"removed {root}: {error}")
+    return changes
+
+
+def forget_containers(settings: Settings) -> None:
+    """Remove every container, sandbox and lease from containerd, which is started for that. Raises NodeError."""
+    settings.run.mkdir(mode=0o700, exist_ok=True)
+    ctr = ctr_command(settings)
+    null = subprocess.DEVNULL
+    command = [settings.containerd / "containerd", f"--config={settings.directory}/config/containerd.toml"]
+    try:
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)  # noqa: S603
+    except OSError as error:
+        raise NodeError(f"containerd does not start: {error}") from None
+    try:
+        wait_for_containerd(ctr)
+        # A sandbox before its container: removing it removes both, and what containerd keeps in files about it.
+        for kind, *options in (("sandboxes", "--force"), ("containers",), ("leases",)):
+            if names := listed(ctr, kind):
+                run(*ctr, kind, "remove", *options, *names, check=False)
+            if left := listed(ctr, kind):
+                raise NodeError(f"containerd keeps {len(left)} {kind}")
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        remove_tree(settings.run / "containerd")
+
+
+def ctr_command(settings: Settings) -> list[str | Path]:
+    """containerd's own client, for what belongs to Kubernetes."""
+    sock = settings.run / "containerd/containerd.sock"
+    return [settings.containerd / "ctr", "--address", sock, "--namespace", "k8s.io"]
+
+
+def listed(ctr: list[str | Path], kind: str) -> list[str]:
+    """The first column of one of ctr's lists, without the heading."""
+    return [line.split()[0] for line in run(*ctr, kind, "list").splitlines()[1:] if line.strip()]
+
+
+def wait_for_containerd(ctr: list[str | Path]) -> None:
+    """Wait until containerd answers. Raises NodeError after 60 s."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            run(*ctr, "images", "list", "--quiet")
+            return
+        except NodeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
@@ -510,17 +653,23 @@ def prepare_machine(settings: Settings) -> list[str]:
         run("ip", "address", "add", f"{settings.address}/32", "dev", "lo")
         changes.append(f"added address {settings.address} to the loopback interface")
     changes += guard_network(settings)
-    volumes = settings.directory / "volumes"
-    volumes.mkdir(mode=0o700, exist_ok=True)
-    if not VOLUMES_LINK.is_symlink():
-        try:
-            VOLUMES_LINK.symlink_to(volumes)
-        except FileExistsError:
-            raise NodeError(f"{VOLUMES_LINK} exists and is not ours: move it away") from None
-        changes.append(f"linked {VOLUMES_LINK} to {volumes}")
-    elif VOLUMES_LINK.readlink() != volumes or VOLUMES_LINK.lstat().st_uid != 0:
-        raise NodeError(f"{VOLUMES_LINK} leads elsewhere than to {volumes}: remove it")
-    return changes
+    return changes + link_volumes(settings)
+
+
+def link_volumes(settings: Settings) -> list[str]:
+    """Lead the hostpath provisioner to the volumes of the data set. Raises NodeError if its place is somebody's."""
+    settings.volumes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if VOLUMES_LINK.is_symlink() and VOLUMES_LINK.lstat().st_uid == os.geteuid():
+        target = VOLUMES_LINK.readlink()
+        if target == settings.volumes:
+            return []
+        if target.is_relative_to(settings.directory):
+            VOLUMES_LINK.unlink()
+    try:
+        VOLUMES_LINK.symlink_to(settings.volumes)
+    except FileExistsError:
+        raise NodeError(f"{VOLUMES_LINK} exists and is not ours: move it away") from None
+    return [f"linked {VOLUMES_LINK} to {settings.volumes}"]
 
 
 def check_ports(settings: Settings) -> None:
@@ -604,13 +753,16 @@ def write_configuration(settings: Settings, dry_run: bool) -> list[str]:
 def up(settings: Settings, dry_run: bool) -> list[str]:
     """Bring every component up, from whatever state the machine is in; a dry run only says what is not as it should."""
     supervisor = Supervisor(settings)
-    running = supervisor.alive()
-    changes = write_configuration(settings, dry_run)
+    running, same_data = supervisor.alive(), data_in_use(settings) == settings.data
     if dry_run:
-        down = [] if running else list(COMPONENTS)
-        if running:
-            down = [name for name, process in supervisor.states().items() if process["statename"] != "RUNNING"]
-        return changes + [f"started {name}" for name in down]
+        changes = write_configuration(settings, dry_run)
+        if running and same_data:
+            idle = [name for name, process in supervisor.states().items() if process["statename"] != "RUNNING"]
+            return changes + [f"started {name}" for name in idle]
+        switched = [] if same_data else [data_sentence(settings)]
+        return changes + switched + [f"started {name}" for name in COMPONENTS]
+    changes = write_configuration(settings, dry_run) if same_data else switch_data(settings)
+    running = running and same_data
     if not running:
         changes += end_components(settings)
     # Pods that live are adopted. Without them, or with their network gone, it is as after a boot: start afresh.
@@ -621,7 +773,7 @@ def up(settings: Settings, dry_run: bool) -> list[str]:
             supervisor.stop("kubelet", "containerd")
         changes += remove_runtime(settings)
     settings.run.mkdir(mode=0o700, exist_ok=True)
-    for name in ("logs", "logs/pods", "etcd", "kubelet"):
+    for name in ("logs", "logs/pods", "data", f"data/{settings.data}", f"data/{settings.data}/etcd", "kubelet"):
         (settings.directory / name).mkdir(mode=0o700, exist_ok=True)
     (settings.run / "shims").mkdir(mode=0o711, exist_ok=True)
     changes += prepare_machine(settings)
@@ -633,8 +785,14 @@ def up(settings: Settings, dry_run: bool) -> list[str]:
     return changes + supervisor.update()
 
 
-def down(settings: Settings, delete_data: bool) -> list[str]:
-    """Take everything down. Data and certificates stay unless delete_data says otherwise."""
+def down(settings: Settings, delete_data: str = "") -> list[str]:
+    """Take everything down. Data and certificates stay.
+
+    delete_data names a data set to remove then; with the last one goes the rest: certificates, images, logs.
+    Raises NodeError, with nothing changed, if there is no such set.
+    """
+    if delete_data and delete_data not in data_sets(settings):
+        raise NodeError(f"there is no data set {delete_data!r} to remove; there are: {describe_data(settings)}")
     changes = []
     supervisor = Supervisor(settings)
     if supervisor.alive():
@@ -652,31 +810,36 @@ def down(settings: Settings, delete_data: bool) -> list[str]:
         run("ip", "address", "delete", f"{settings.address}/32", "dev", "lo")
         changes.append(f"removed address {settings.address}")
     changes += restore_machine(settings)
-    if VOLUMES_LINK.is_symlink() and VOLUMES_LINK.readlink() == settings.directory / "volumes":
+    if VOLUMES_LINK.is_symlink() and VOLUMES_LINK.readlink().is_relative_to(settings.directory):
         VOLUMES_LINK.unlink()
         changes.append(f"removed {VOLUMES_LINK}")
-    places = [settings.run, settings.directory] if delete_data else [settings.run]
-    for place in places:
-        if place.exists():
-            remove_tree(place)
-            changes.append(f"removed {place}")
-    return changes
+    if settings.run.exists():
+        remove_tree(settings.run)
+        changes.append(f"removed {settings.run}")
+    return changes + (delete_set(settings, delete_data) if delete_data else [])
+
+
+def delete_set(settings: Settings, name: str) -> list[str]:
+    """Remove a data set, and everything else with the last one. Raises NodeError if something of it stays."""
+    place = settings.directory / "data" / name
+    # Without the marker, the next start forgets the pods of the set.
+    if data_in_use(settings) == name:
+        settings.marker.unlink()
+    remove_tree(place)
+    if place.exists():
+        raise NodeError(f"{place} could not be removed completely")
+    if others := data_sets(settings):
+        return [f"removed the data set {name}; there is still {', '.join(others)}"]
+    remove_tree(settings.directory)
+    return [f"removed the data set {name}, the last one, and with it {settings.directory}"]
 
 
 def import_images(settings: Settings) -> list[str]:
     """Import the images whose key is not yet in containerd. A label on the image carries the key."""
     label = "ansible-mlflow/key"
-    sock = settings.run / "containerd/containerd.sock"
-    deadline = time.monotonic() + 60
-    ctr = [settings.containerd / "ctr", "--address", sock, "--namespace", "k8s.io"]
-    while True:
-        try:
-            listing = run(*ctr, "images", "list")
-            break
-        except NodeError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
+    ctr = ctr_command(settings)
+    wait_for_containerd(ctr)
+    listing = run(*ctr, "images", "list")
     present = dict(re.findall(rf"^(\S+) .*{label}=([0-9a-f]+)", listing, re.MULTILINE))
     changes = []
     for image in settings.images:
@@ -774,7 +937,12 @@ def status(settings: Settings) -> str:
         lines.append(kubectl(settings, "get", "pods", "--all-namespaces").strip())
     except NodeError as error:
         lines.append(f"the API does not answer: {error}")
-    lines += ["", f"kubeconfig: {settings.kubeconfig}", f"kubectl:    {settings.kubernetes}/kubectl"]
+    lines += [
+        "",
+        f"data sets:  {describe_data(settings)}",
+        f"kubeconfig: {settings.kubeconfig}",
+        f"kubectl:    {settings.kubernetes}/kubectl",
+    ]
     lines += [f"logs:       {settings.directory}/logs"]
     return "\n".join(lines)
 
@@ -791,7 +959,7 @@ def main() -> int:
     parser.add_argument(
         "--dry-run", action=argparse.BooleanOptionalAction, help="up: change nothing, say what would be"
     )
-    parser.add_argument("--delete-data", action="store_true", help="down: also remove volumes and etcd's data")
+    parser.add_argument("--delete-data", default="", metavar="NAME", help="down: also remove this data set")
     arguments = parser.parse_args()
     changes: list[str] = []
     try:

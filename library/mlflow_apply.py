@@ -1,0 +1,90 @@
+#!/usr/bin/python
+# Copyright: the ansible-mlflow authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mlflow_apply
+short_description: Apply a list of Kubernetes objects and show what changed
+description:
+  - Applies objects in their order, on the server's side, as the field manager C(ansible-mlflow).
+  - M(kubernetes.core.k8s) does so too, but shows no diff of a list, fails a dry run in a namespace that is not there
+    yet, shows the values of Secrets in a diff, and takes a second longer.
+options:
+  kubeconfig:
+    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
+    type: path
+  context:
+    description: Name of a context in the kubeconfig; its current one by default.
+    type: str
+  objects:
+    description: The manifests. A task that hands Secrets over sets C(no_log), for Ansible shows a module's arguments.
+    type: list
+    elements: dict
+    required: true
+requirements:
+  - kubernetes >= 30
+author:
+  - the ansible-mlflow authors
+attributes:
+  check_mode:
+    description:
+      - The API server answers what would come out. In a namespace that is not there yet, an object is reported as one
+        that would be created.
+    support: full
+  diff_mode:
+    description: Each object that changes, before and after; of a Secret, which keys differ and no value.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Apply the configuration
+  mlflow_apply:
+    kubeconfig: "{{ mlflow_environment_kubeconfig }}"
+    objects:
+      - apiVersion: v1
+        kind: ConfigMap
+        metadata:
+          name: mlflow-config-dev
+          namespace: mlflow-dev
+        data:
+          MLFLOW_WORKERS: "2"
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or would be in check mode.
+  returned: success
+  type: list
+  elements: str
+  sample: [created ConfigMap mlflow-config-dev]
+"""
+
+from ansible.module_utils.ansible_mlflow.apply import apply_all
+from ansible.module_utils.ansible_mlflow.errors import run
+from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
+from ansible.module_utils.basic import AnsibleModule
+
+ARGUMENTS = {
+    **CONNECTION_ARGUMENTS,
+    "objects": {"type": "list", "elements": "dict", "required": True},
+}
+
+
+def apply(module: AnsibleModule) -> dict:
+    params = module.params
+    cluster = Cluster(params["kubeconfig"], params["context"])
+    applied = apply_all(cluster, params["objects"], module.check_mode)
+    result = {"changed": bool(applied.changes), "changes": applied.changes}
+    if module._diff:
+        result["diff"] = applied.diffs
+    return result
+
+
+def main() -> None:
+    run(AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True), apply)
+
+
+if __name__ == "__main__":
+    main()

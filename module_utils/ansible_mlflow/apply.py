@@ -1,0 +1,103 @@
+"""A list of objects applied in one go, with a diff that can be shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import Error
+from .kubernetes import ApiError, Cluster
+
+# What the API server writes by itself, so that it says nothing about what a user changes.
+SERVER_FIELDS = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid")
+
+
+@dataclass
+class Applied:
+    """What applying did: sentences for people, and a diff for each object that changed."""
+
+    changes: list[str] = field(default_factory=list)
+    diffs: list[dict] = field(default_factory=list)
+
+
+def apply_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applied:
+    """Apply objects in their order.
+
+    In check mode the API server answers what would come out, and changes nothing. It cannot do so in a namespace that
+    is not there yet: such an object is reported as one that would be created.
+
+    :raises Error: an object that the API server refuses, with its kind and name.
+    """
+    applied, paths = Applied(), Paths(cluster)
+    for manifest in objects:
+        name = named(manifest)
+        path = paths.of(manifest)
+        try:
+            before = cluster.get(path)
+            after = cluster.apply(path, manifest, dry_run=check_mode)
+        except ApiError as error:
+            if not (check_mode and error.status == 404):
+                raise Error(f"{name}: {error}") from None
+            before, after = None, manifest
+        if before is not None and comparable(before) == comparable(after):
+            continue
+        applied.changes.append(f"{'created' if before is None else 'updated'} {name}")
+        shown_before, shown_after = shown(before or {}, after)
+        applied.diffs.append(
+            {"before_header": name, "after_header": name, "before": shown_before, "after": shown_after},
+        )
+    return applied
+
+
+class Paths:
+    """Where the API has each kind of object, asked from the API server once for each group and version."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.resources: dict[str, dict[str, dict]] = {}
+
+    def of(self, manifest: dict) -> str:
+        """The path of the object that a manifest describes.
+
+        :raises Error: the manifest is none, or the cluster does not know its kind.
+        """
+        try:
+            version, kind, metadata = manifest["apiVersion"], manifest["kind"], manifest["metadata"]
+            name, namespace = metadata["name"], metadata.get("namespace")
+        except (KeyError, TypeError):
+            raise Error("an object lacks apiVersion, kind or metadata.name") from None
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        if root not in self.resources:
+            found = (self.cluster.get(root) or {}).get("resources", [])
+            self.resources[root] = {entry["kind"]: entry for entry in found if "/" not in entry["name"]}
+        resource = self.resources[root].get(kind)
+        if resource is None:
+            raise Error(f"{kind} {name}: the cluster has no {kind} in {version}")
+        if resource["namespaced"] and not namespace:
+            raise Error(f"{kind} {name}: metadata.namespace is missing")
+        prefix = f"{root}/namespaces/{namespace}" if resource["namespaced"] else root
+        return f"{prefix}/{resource['name']}/{name}"
+
+
+def named(manifest: dict) -> str:
+    """An object's kind and name, as people write them."""
+    return f"{manifest.get('kind')} {(manifest.get('metadata') or {}).get('name')}"
+
+
+def comparable(item: dict) -> dict:
+    """An object without what the API server writes by itself."""
+    metadata = {key: value for key, value in item["metadata"].items() if key not in SERVER_FIELDS}
+    return {**{key: value for key, value in item.items() if key != "status"}, "metadata": metadata}
+
+
+def shown(before: dict, after: dict) -> tuple[dict, dict]:
+    """Two states of an object as a diff may show them: of a Secret, which keys differ and no value."""
+    before, after = comparable(before) if before else {}, comparable(after)
+    if after.get("kind") != "Secret":
+        return before, after
+    old, new = before.get("data") or {}, after.get("data") or {}
+    if before:
+        before["data"] = dict.fromkeys(old, "hidden")
+    after["data"] = {
+        key: "hidden" if old.get(key, value) == value else "hidden, another one" for key, value in new.items()
+    }
+    return before, after

@@ -1,0 +1,122 @@
+"""Applying a list of objects: what is reported, and what a diff shows."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from ansible.module_utils.ansible_mlflow.apply import apply_all
+from ansible.module_utils.ansible_mlflow.errors import Error
+from ansible.module_utils.ansible_mlflow.kubernetes import ApiError
+
+CONFIG = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "config", "namespace": "mlflow-dev"},
+    "data": {"WORKERS": "2"},
+}
+SECRET = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "secrets", "namespace": "mlflow-dev"},
+    "data": {"PGPASSWORD": "c2VjcmV0", "OTHER": "b3RoZXI="},
+}
+NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mlflow-dev"}}
+
+
+class FakeCluster:
+    """An API server that keeps whole objects by their path and knows nothing but namespaces."""
+
+    def __init__(self, *objects: dict):
+        self.objects = {"/api/v1/namespaces/mlflow-dev": served(NAMESPACE)}
+        self.writes = 0
+        apply_all(self, list(objects), check_mode=False)
+        self.writes = 0
+
+    def get(self, path: str) -> dict | None:
+        if path == "/api/v1":
+            kinds = {"ConfigMap": True, "Secret": True, "Namespace": False}
+            names = {"ConfigMap": "configmaps", "Secret": "secrets", "Namespace": "namespaces"}
+            return {
+                "resources": [{"kind": kind, "name": names[kind], "namespaced": is_in} for kind, is_in in kinds.items()]
+            }
+        return copy.deepcopy(self.objects.get(path))
+
+    def apply(self, path: str, body: dict, dry_run: bool = False) -> dict:
+        if body["kind"] != "Namespace" and "/api/v1/namespaces/mlflow-dev" not in self.objects:
+            raise ApiError('namespaces "mlflow-dev" not found', 404, "NotFound")
+        if not dry_run:
+            self.writes += 1
+            self.objects[path] = served(body)
+        return served(body)
+
+
+def served(body: dict) -> dict:
+    """An object as the API server gives it back: with what it writes by itself, never twice the same."""
+    served.count += 1
+    metadata = {**body["metadata"], "resourceVersion": str(served.count), "uid": "u", "managedFields": [served.count]}
+    return {**copy.deepcopy(body), "metadata": metadata, "status": {"seen": served.count}}
+
+
+served.count = 0
+
+
+def test_a_new_object_is_created_and_an_equal_one_is_no_change() -> None:
+    cluster = FakeCluster()
+    assert apply_all(cluster, [CONFIG], check_mode=False).changes == ["created ConfigMap config"]
+    assert apply_all(cluster, [CONFIG], check_mode=False).changes == []
+
+
+def test_another_value_is_an_update_and_the_diff_shows_just_that() -> None:
+    cluster = FakeCluster(CONFIG)
+    applied = apply_all(cluster, [{**CONFIG, "data": {"WORKERS": "3"}}], check_mode=False)
+    assert applied.changes == ["updated ConfigMap config"]
+    [diff] = applied.diffs
+    assert {key for key in diff["after"] if diff["after"][key] != diff["before"].get(key)} == {"data"}
+
+
+def test_a_dry_run_reports_the_same_and_writes_nothing() -> None:
+    cluster = FakeCluster(CONFIG)
+    applied = apply_all(cluster, [{**CONFIG, "data": {}}, SECRET], check_mode=True)
+    assert applied.changes == ["updated ConfigMap config", "created Secret secrets"]
+    assert cluster.writes == 0
+
+
+def test_a_dry_run_in_a_namespace_that_is_not_there_reports_what_would_be_created() -> None:
+    cluster = FakeCluster()
+    cluster.objects.clear()
+    applied = apply_all(cluster, [NAMESPACE, CONFIG], check_mode=True)
+    assert applied.changes == ["created Namespace mlflow-dev", "created ConfigMap config"]
+
+
+def test_a_missing_namespace_is_an_error_of_a_real_run() -> None:
+    cluster = FakeCluster()
+    cluster.objects.clear()
+    with pytest.raises(Error, match='ConfigMap config: namespaces "mlflow-dev" not found'):
+        apply_all(cluster, [CONFIG], check_mode=False)
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_secrets_diff_names_the_keys_that_differ_and_shows_no_value(check_mode: bool) -> None:
+    new = {**SECRET, "data": {"PGPASSWORD": "bmV3", "OTHER": "b3RoZXI=", "ADDED": "YWRkZWQ="}}
+    [diff] = apply_all(FakeCluster(SECRET), [new], check_mode=check_mode).diffs
+    assert diff["before"]["data"] == {"PGPASSWORD": "hidden", "OTHER": "hidden"}
+    assert diff["after"]["data"] == {"PGPASSWORD": "hidden, another one", "OTHER": "hidden", "ADDED": "hidden"}
+    [created] = apply_all(FakeCluster(), [SECRET], check_mode=check_mode).diffs
+    for value in [*SECRET["data"].values(), *new["data"].values()]:
+        assert value not in json.dumps([diff, created])
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"kind": "ConfigMap"}, "lacks apiVersion, kind or metadata.name"),
+        ({**CONFIG, "kind": "Widget"}, "the cluster has no Widget in v1"),
+        ({**CONFIG, "apiVersion": "no.such/v1"}, "the cluster has no ConfigMap in no.such/v1"),
+        ({**CONFIG, "metadata": {"name": "config"}}, "metadata.namespace is missing"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(manifest: dict, message: str) -> None:
+    with pytest.raises(Error, match=message):
+        apply_all(FakeCluster(), [manifest], check_mode=False)
