@@ -135,7 +135,7 @@ class Run:
                 raise BuildError(f"not finished after {BUILD_TIMEOUT // 60} minutes")
             if now - said >= HEARTBEAT:
                 said = now
-                self.say(f"{count} lines, last: {last[:70]}")
+                self.say(f"{count} lines, last: {last[:70]}" if count else "nothing printed yet")
 
 
 def ca_bundle() -> Path:
