@@ -56,7 +56,7 @@ def test_node_ports_that_cannot_be_used_are_named_with_who_has_them(ports, servi
         assert words in text
 
 
-class Api:
+class FakeApi:
     """A cluster with a few objects; a path in ``forbidden`` is refused."""
 
     described, server = "kubeconfig k", "https://cluster"
@@ -80,7 +80,7 @@ class Api:
 
 def test_secrets_are_decoded_and_the_absent_ones_named():
     data = {"password": base64.b64encode("pä$$".encode()).decode(), "blob": base64.b64encode(b"\xff\xfe").decode()}
-    api = Api({"/api/v1/namespaces/a/secrets/b": {"data": data}})
+    api = FakeApi({"/api/v1/namespaces/a/secrets/b": {"data": data}})
     names = [{"namespace": "a", "name": "b"}, {"namespace": "a", "name": "c"}]
     assert cluster_info.read_secrets(api, names) == ({"a/b": {"password": "pä$$"}, "a/c": {}}, ["a/c"])
 
@@ -91,7 +91,7 @@ def test_every_text_comes_back_as_it_was(texts):
 
 
 def test_rights_within_one_namespace_are_enough():
-    api = Api(forbidden=("/api/v1/namespaces/a", "/api/v1/services"))
+    api = FakeApi(forbidden=("/api/v1/namespaces/a", "/api/v1/services"))
     assert cluster_info.namespace_exists(api, "a") is True
     assert cluster_info.check_node_ports(api, [wanted(30502)]) is False
     with pytest.raises(Error, match="outside"):
@@ -100,7 +100,7 @@ def test_rights_within_one_namespace_are_enough():
 
 def test_something_else_than_kubernetes_is_told():
     with pytest.raises(Error, match="is no Kubernetes API server"):
-        cluster_info.server_version(Api())
+        cluster_info.server_version(FakeApi())
 
 
 CLUSTER = Cluster("/path/kubeconfig", "prod")
@@ -236,7 +236,7 @@ def test_a_rollout_that_cannot_succeed_ends_early_and_says_what_serves(monkeypat
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0)
     for name in ("REPLICA_FAILURE_SECONDS", "NO_PROGRESS_SECONDS"):
         monkeypatch.setattr(f"ansible.module_utils.ansible_mlflow.rollout.{name}", 0)
-    api = Api(
+    api = FakeApi(
         {"/apis/apps/v1/namespaces/ns/deployments/web": found},
         lists={
             "/apis/apps/v1/namespaces/ns/replicasets": [replica_set("1", 1), replica_set("2")],
@@ -250,6 +250,6 @@ def test_a_rollout_that_cannot_succeed_ends_early_and_says_what_serves(monkeypat
 
 
 def test_a_finished_rollout_is_described():
-    api = Api({"/apis/apps/v1/namespaces/ns/deployments/web": deployment(**DONE)})
+    api = FakeApi({"/apis/apps/v1/namespaces/ns/deployments/web": deployment(**DONE)})
     result = Rollout(api, "ns", "web", 10).wait()
     assert (result["ready"], result["image"]) == (2, "image:2")
