@@ -14,7 +14,7 @@ def test_a_second_run_changes_nothing(cluster: Cluster) -> None:
     assert run.status == 0, run.output
     assert run.changed == 0, run.output
     assert cluster.resource_versions("dev") == before
-    assert re.search(r"Changed: +nothing", run.output)
+    assert re.search(r"Changed\W+nothing", run.output)
 
 
 def test_a_dry_run_of_a_deployed_environment_reports_nothing_and_changes_nothing(cluster: Cluster) -> None:
