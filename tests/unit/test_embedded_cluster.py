@@ -7,6 +7,7 @@ import datetime
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -363,3 +364,30 @@ def test_everything_is_issued_again_by_a_new_authority(tmp_path, monkeypatch):
         "issued certificate etcd",
         "issued certificate apiserver-etcd-client",
     ]
+
+
+ENDS_IN_PARTS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(30,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_lives_as_long_as_its_last_thread() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ENDS_IN_PARTS])
+    try:
+        stat = Path(f"/proc/{process.pid}/stat")
+        for _ in range(100):
+            if stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the first thread did not end")
+        assert node.alive(process.pid)
+        assert node.end([process.pid], signal.SIGKILL, 10) == []
+        # Not waited for yet: a zombie as a whole.
+        assert stat.exists()
+    finally:
+        process.kill()
+        process.wait()
+    assert not node.alive(process.pid)

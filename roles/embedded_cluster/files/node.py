@@ -293,11 +293,21 @@ def end(pids: Iterable[int], number: int, wait: float) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not, it holds nothing any more."""
+    """Whether a process runs; a zombie does not, it holds nothing any more.
+
+    Every thread is looked at: of a process that was killed the first may be a zombie already while others, which end
+    a moment later, still hold its ports.
+    """
+    states = set()
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
         return False
+    for thread in threads:
+        with contextlib.suppress(OSError, IndexError):
+            text = Path(f"/proc/{pid}/task/{thread}/stat").read_text(encoding="utf-8")
+            states.add(text.rsplit(")", 1)[1].split()[0])
+    return not states <= {"Z", "X"}
 
 
 def pod_cgroups() -> list[Path]:
