@@ -50,6 +50,7 @@ unit: venv ## Unit tests
 .PHONY: molecule
 molecule: DATA := test
 molecule: cluster client ## The Molecule scenarios, on the embedded cluster
+	molecule test --scenario-name embedded_cluster
 	molecule test --scenario-name default
 	molecule test --scenario-name environments
 
