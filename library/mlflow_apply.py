@@ -12,21 +12,13 @@ description:
   - M(kubernetes.core.k8s) does so too, but shows no diff of a list, fails a dry run in a namespace that is not there
     yet, shows the values of Secrets in a diff, and takes a second longer.
 options:
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
   objects:
     description: The manifests. A task that hands Secrets over sets C(no_log), for Ansible shows a module's arguments.
     type: list
     elements: dict
     required: true
-requirements:
-  - kubernetes >= 30
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
 attributes:
   check_mode:
     description:

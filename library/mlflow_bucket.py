@@ -22,20 +22,6 @@ options:
     description: The region to sign for and to create the bucket in.
     type: str
     default: us-east-1
-  reach:
-    description:
-      - How to reach a name like C(<service>.<namespace>.svc.cluster.local).
-      - C(direct) connects to it, C(tunnel) goes through the API server of the cluster, C(auto) takes the tunnel if the
-        name does not lead there from here. Other names are always connected to directly.
-    type: str
-    choices: [auto, direct, tunnel]
-    default: auto
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
   bucket:
     description: Name of the bucket.
     type: str
@@ -56,9 +42,9 @@ options:
     type: str
 requirements:
   - minio >= 7.2
-  - kubernetes >= 30 (for the tunnel only)
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
+  - mlflow.reach
 attributes:
   check_mode:
     description: It reads what it would read and writes nothing.

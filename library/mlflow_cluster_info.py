@@ -11,12 +11,6 @@ description:
   - Sees that the API server answers within 10 seconds, reads some Secrets and refuses node ports that are taken.
   - It returns secrets, so a task that uses it sets C(no_log).
 options:
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
   namespace:
     description: The namespace of the environment; it need not exist.
     type: str
@@ -53,10 +47,8 @@ options:
         description: Name of the Service that has or will have the port.
         type: str
         required: true
-requirements:
-  - kubernetes >= 30
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
 attributes:
   check_mode:
     description: It reads only, so it does the same in check mode.

@@ -23,20 +23,6 @@ options:
     description: Port of the server.
     type: int
     default: 5432
-  reach:
-    description:
-      - How to reach a name like C(<service>.<namespace>.svc.cluster.local).
-      - C(direct) connects to it, C(tunnel) goes through the API server of the cluster, C(auto) takes the tunnel if the
-        name does not lead there from here. Other names are always connected to directly.
-    type: str
-    choices: [auto, direct, tunnel]
-    default: auto
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
   admin_username:
     description: A superuser, or a role with CREATEROLE and CREATEDB. Empty or left out if there is none.
     type: str
@@ -62,9 +48,9 @@ options:
     required: true
 requirements:
   - psycopg >= 3.1
-  - kubernetes >= 30 (for the tunnel only)
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
+  - mlflow.reach
 attributes:
   check_mode:
     description: It reads what it would read and writes nothing.

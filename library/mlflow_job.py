@@ -14,12 +14,6 @@ description:
     configuration, a container that ended, a pod that no node can take, a quota that forbids it.
   - Running a Job to look at something is no change, so it always reports C(changed=false).
 options:
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
   namespace:
     description: Namespace of the Job.
     type: str
@@ -38,10 +32,8 @@ options:
       - One that could not start is always deleted, so that it does not start when nobody watches.
     type: bool
     default: false
-requirements:
-  - kubernetes >= 30
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
 attributes:
   check_mode:
     description: It does nothing in check mode.

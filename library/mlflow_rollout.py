@@ -14,12 +14,6 @@ description:
     previous version still serves.
   - It never changes anything.
 options:
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
   namespace:
     description: Namespace of the Deployment.
     type: str
@@ -32,10 +26,8 @@ options:
     description: How many seconds to wait.
     type: int
     default: 300
-requirements:
-  - kubernetes >= 30
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
 attributes:
   check_mode:
     description: It returns at once in check mode, for there nothing was changed that could roll out.

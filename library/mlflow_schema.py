@@ -13,20 +13,6 @@ description:
   - When that record is of the same image and program, and both databases are at the recorded revisions, it starts none.
   - A database that is ahead of the image or not MLflow's is refused by the program before it changes anything.
 options:
-  kubeconfig:
-    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
-    type: path
-  context:
-    description: Name of a context in the kubeconfig; its current one by default.
-    type: str
-  reach:
-    description:
-      - How to reach a name like C(<service>.<namespace>.svc.cluster.local).
-      - C(direct) connects to it, C(tunnel) goes through the API server of the cluster, C(auto) takes the tunnel if the
-        name does not lead there from here. Other names are always connected to directly.
-    type: str
-    choices: [auto, direct, tunnel]
-    default: auto
   namespace:
     description: Namespace of the Job and of the record.
     type: str
@@ -79,9 +65,9 @@ options:
     default: 900
 requirements:
   - psycopg >= 3.1
-  - kubernetes >= 30
-author:
-  - the ansible-mlflow authors
+extends_documentation_fragment:
+  - mlflow
+  - mlflow.reach
 attributes:
   check_mode:
     description:

@@ -1,0 +1,33 @@
+"""The options that several modules of library/ share, documented once."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """Named by `extends_documentation_fragment`: `mlflow` is the first text, `mlflow.reach` the second."""
+
+    DOCUMENTATION = r"""
+options:
+  kubeconfig:
+    description: Path of the kubeconfig. By default E(KUBECONFIG), C(~/.kube/config) or, in a pod, its service account.
+    type: path
+  context:
+    description: Name of a context in the kubeconfig; its current one by default.
+    type: str
+requirements:
+  - kubernetes >= 30
+author:
+  - the ansible-mlflow authors
+"""
+
+    REACH = r"""
+options:
+  reach:
+    description:
+      - How to reach a name like C(<service>.<namespace>.svc.cluster.local).
+      - C(direct) connects to it, C(tunnel) goes through the API server of the cluster, C(auto) takes the tunnel if the
+        name does not lead there from here. Other names are always connected to directly.
+    type: str
+    choices: [auto, direct, tunnel]
+    default: auto
+"""
