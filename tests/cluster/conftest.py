@@ -50,11 +50,14 @@ class Run:
 def play(playbook: str, *environments: str, args: tuple[str, ...] = (), timeout: int = 900) -> Run:
     """Run a playbook for some environments on the embedded cluster."""
     inventories = [f"--inventory=inventories/{name}" for name in (*environments, "embedded")]
+    # Molecule, which runs these tests, has settings of its own, and colours.
+    environment = {name: value for name, value in os.environ.items() if not re.match("ANSIBLE_|FORCE_COLOR", name)}
+    environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
         ["ansible-playbook", playbook, *inventories, *args],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
