@@ -23,6 +23,7 @@ import urllib3
 
 ROOT = Path(__file__).parents[2]
 KUBECONFIG = "/var/lib/ansible-mlflow/kubeconfig"
+DATA_SET = Path("/var/lib/ansible-mlflow/data-set")
 CLIENT = ROOT / ".cache/client/bin/python"
 NODE_PORTS = {"dev": 30502, "stg": 30501, "prod": 30500}
 MINIO_NODE_PORTS = {"dev": 30902, "stg": 30901, "prod": 30900}
@@ -257,5 +258,8 @@ def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
-    """The embedded cluster."""
+    """The embedded cluster, on the tests' own data: some of them delete what they find."""
+    data = DATA_SET.read_text().strip()
+    if data != "test":
+        pytest.exit(f"the embedded cluster runs on the data set {data}: make cluster DATA=test", returncode=2)
     return Cluster()
