@@ -33,6 +33,7 @@ demo: $(DEMO_NEEDS) ## A real Kubernetes on this machine, MLflow on it, proven b
 
 .PHONY: test
 test: ## Lint, unit tests, and Molecule on a real Kubernetes on this machine
+	@rm -rf .cache/junit
 	@$(MAKE) --no-print-directory lint unit molecule
 	@python tests/count.py .cache/junit
 
