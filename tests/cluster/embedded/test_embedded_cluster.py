@@ -339,35 +339,35 @@ def test_each_file_with_a_key_is_roots_alone(keeper: Keeper) -> None:
 # --- harm ------------------------------------------------------------------------------------------------------------
 
 
-def kill(*names: str) -> None:
-    """Kill components, all by one signal after the other without a pause."""
-    pids = [pid for pid, name in components().items() if name in names]
-    assert {name for name in components().values() if name in names} == set(names)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+def kill(pids: set[int]) -> None:
+    """Kill processes at the same moment: none of them sees another go, starts it anew or cleans up after it."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def kill_component(name: str) -> None:
+    pids = {pid for pid, found in components().items() if found == name}
+    assert pids
+    kill(pids)
 
 
 def kill_the_api_server() -> None:
-    kill("kube-apiserver")
+    kill_component("kube-apiserver")
 
 
 def kill_supervisord() -> None:
-    kill("supervisord")
+    kill_component("supervisord")
 
 
 def kill_everything() -> None:
     """What a machine is like that was thrown away and taken up again: files and mounts, but no process."""
     before = mounts()
-    pods = pod_processes()
-    assert pods
-    # supervisord first, or it would start again what was killed before it.
-    kill("supervisord")
-    kill(*(COMPONENTS - {"supervisord"}))
-    for pid in pods:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not components(), 10, "every process is gone")
     assert before
+    assert pod_processes()
+    kill({*components(), *pod_processes()})
+    wait_until(lambda: not components(), 10, "every process is gone")
     assert mounts() == before
 
 
