@@ -5,7 +5,8 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-ENV ?= dev
+# The environment of the demo. Not ENV: shells and CI systems have a variable of that name.
+DEMO_ENVIRONMENT := dev
 # A cluster of your own for the demo: make demo CLUSTER_KUBECONFIG=~/.kube/config [CLUSTER_CONTEXT=name]
 CLUSTER_KUBECONFIG ?=
 CLUSTER_CONTEXT ?=
@@ -13,11 +14,11 @@ CLUSTER_CONTEXT ?=
 ifeq ($(CLUSTER_KUBECONFIG),)
 DEMO_NEEDS := cluster client
 OUTSIDE := true
-DEMO_INVENTORY := -i inventories/$(ENV) -i inventories/embedded
+DEMO_INVENTORY := -i inventories/$(DEMO_ENVIRONMENT) -i inventories/embedded
 else
 DEMO_NEEDS := venv
 OUTSIDE := false
-DEMO_INVENTORY := -i inventories/$(ENV) -i inventories/demo -e mlflow_environment_kubeconfig=$(CLUSTER_KUBECONFIG) \
+DEMO_INVENTORY := -i inventories/$(DEMO_ENVIRONMENT) -i inventories/demo -e mlflow_environment_kubeconfig=$(CLUSTER_KUBECONFIG) \
 	-e mlflow_environment_context=$(CLUSTER_CONTEXT)
 endif
 
@@ -87,7 +88,7 @@ UV := 0.13.8
 
 # What a user of MLflow has on a laptop. Apart from the controller's packages: boto3 and kubernetes 37 exclude each other.
 .PHONY: client
-client: .cache/client/.installed
+client: .cache/client/.installed ## An MLflow client outside the cluster, for the verification
 
 .cache/client/.installed: tests/client-requirements.txt | venv
 	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/client

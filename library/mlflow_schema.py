@@ -60,7 +60,7 @@ options:
         description: The auth database; empty or left out when there is none.
         type: str
   timeout:
-    description: How many seconds the Job may take. It goes on after that; running again waits for it.
+    description: How many seconds to wait for the Job. What ends the Job itself is its own deadline.
     type: int
     default: 900
 requirements:

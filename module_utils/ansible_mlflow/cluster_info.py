@@ -94,5 +94,5 @@ def check_node_ports(cluster: Cluster, wanted: list[dict]) -> bool:
             complete = False
     problems = node_port_problems(wanted, services)
     if problems:
-        raise Error("; ".join(problems) + "; choose a free port (mlflow_server_node_port), or delete that Service")
+        raise Error("; ".join(problems) + "; choose a free port, or delete that Service")
     return complete

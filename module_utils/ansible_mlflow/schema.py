@@ -37,23 +37,27 @@ class Result:
     job_ran: bool = False
 
 
-def live_revisions(cluster: Cluster, reach: str, stores: Stores, tolerant: bool) -> dict[str, str | None]:
+def live_revisions(
+    cluster: Cluster, reach: str, stores: Stores, tolerant: bool, recorded: dict[str, str] | None = None
+) -> dict[str, str | None]:
     """The revision that each database holds, None for an empty one.
 
     :param tolerant: a server, role or database that does not exist yet counts as empty (check mode, before the first
         run has made it).
+    :param recorded: what to take, when tolerant, for a database that refuses a password: a run would first give the
+        role that password, and what the last run recorded is what is known.
     """
     try:
         with reach_service(stores.host, stores.port, reach, cluster) as address:
             server = Server(stores.host, stores.port, address)
-            return {store: _revision(server, stores, store, tolerant) for store in stores.names}
+            return {store: _revision(server, stores, store, tolerant, recorded or {}) for store in stores.names}
     except NoServiceError:
         if tolerant:
             return dict.fromkeys(stores.names)
         raise
 
 
-def _revision(server: Server, stores: Stores, store: str, tolerant: bool) -> str | None:
+def _revision(server: Server, stores: Stores, store: str, tolerant: bool, recorded: dict[str, str]) -> str | None:
     table = VERSION_TABLES[store]
     try:
         with connect(server, stores.username, stores.password, stores.names[store]) as connection:
@@ -62,7 +66,9 @@ def _revision(server: Server, stores: Stores, store: str, tolerant: bool) -> str
             query = f"SELECT version_num FROM {table} ORDER BY version_num"  # noqa: S608 - one of two constants
             return ", ".join(row[0] for row in connection.execute(query)) or None
     except ConnectError as error:
-        if tolerant and error.state in ("28P01", "28000", "3D000"):
+        if tolerant and error.state in ("28P01", "28000"):
+            return recorded.get(store)
+        if tolerant and error.state == "3D000":
             return None
         raise
 
@@ -143,7 +149,7 @@ def bring_up_to_date(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     """
     record = Record(cluster, plan.namespace, plan.record)
     heads = record.heads(plan.image, plan.digest, stores)
-    before = live_revisions(cluster, plan.reach, stores, tolerant=plan.check_mode)
+    before = live_revisions(cluster, plan.reach, stores, plan.check_mode, heads)
     if heads is not None and before == heads:
         return Result([], before, before)
     if heads is not None:

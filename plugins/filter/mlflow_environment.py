@@ -16,7 +16,7 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # RFC 1123 subdomain, or an IP address.
 HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
-BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+BUCKET = re.compile(r"(?!xn--)(?![0-9.]+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # An image reference: [host[:port]/]path[:tag][@digest].
 IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?")
 USERNAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
@@ -91,7 +91,9 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
     for name, is_valid, expected in checks:
         value = settings[name]
         if value is None or not is_valid(value):
-            problems.setdefault(name, f"{name} is {value!r}; expected {expected}")
+            # What has a user part may have a password in it.
+            shown = "a value with a user part" if "@" in str(value) else repr(value)
+            problems.setdefault(name, f"{name} is {shown}; expected {expected}")
     problems = list(problems.values())
     unknown = sorted(set(settings["mlflow_environment_secrets"] or {}) - set(RULES))
     if unknown:
@@ -179,7 +181,9 @@ def secret_problems(values: dict[str, str]) -> list[str]:
         value = values[name]
         if not rule.key:
             continue
-        if not value:
+        if not isinstance(value, str):
+            problems.append(f"{where} is no text; expected one: put it in quotes")
+        elif not value:
             problems.append(f"{where} is missing; give it in the environment's Ansible Vault file (docs/secrets.md)")
         elif not rule.shortest <= len(value) <= rule.longest:
             expected = f"{rule.shortest} to {rule.longest}" if rule.longest < 1024 else f"at least {rule.shortest}"

@@ -32,7 +32,7 @@ def basic_auth_ini(options: dict[str, Any]) -> str:
     return text.getvalue().strip() + "\n"
 
 
-def allowed_hosts(service: str, *, namespace: str, extra: list[str]) -> str:
+def allowed_hosts(service: str, *, namespace: str, extra: list[str] | str) -> str:
     """The Host headers that MLflow answers to (MLFLOW_SERVER_ALLOWED_HOSTS), separated by commas.
 
     MLflow compares the port too, so that each name is there with and without one. Setting the list replaces MLflow's
@@ -45,8 +45,11 @@ def allowed_hosts(service: str, *, namespace: str, extra: list[str]) -> str:
     """
     names = ["localhost", "127.0.0.1", "[::1]", service, f"{service}.{namespace}"]
     names += [f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"]
-    hosts = [host for name in names for host in (name, f"{name}:*")]
-    return ",".join(dict.fromkeys(hosts + PRIVATE_ADDRESSES + [host for name in extra for host in (name, f"{name}:*")]))
+    # Extra variables of the command line are texts, which Ansible accepts for a list as it does for a module's.
+    names += extra.split(",") if isinstance(extra, str) else extra
+    # In an entry with an asterisk a bracket opens a class of characters, and means itself only in a class of its own.
+    hosts = [host for name in names for host in (name, f"{name.replace('[', '[[]')}:*")]
+    return ",".join(dict.fromkeys(hosts + PRIVATE_ADDRESSES))
 
 
 def memory_megabytes(workers: int, *, job_execution: bool) -> int:

@@ -75,6 +75,8 @@ def test_good_settings_have_no_problem() -> None:
         ("mlflow_object_store_bucket", "s3://mlflow", "an S3 bucket name"),
         ("mlflow_object_store_bucket", "ml", "an S3 bucket name"),
         ("mlflow_object_store_bucket", "ml..flow", "an S3 bucket name"),
+        ("mlflow_object_store_bucket", "10.1.2.3", "an S3 bucket name"),
+        ("mlflow_object_store_bucket", "xn--mlflow", "an S3 bucket name"),
         ("mlflow_server_node_port", 5000, "a port from 30000 to 32767"),
         ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
         ("mlflow_server_admin_username", "", "letters, digits"),
@@ -85,7 +87,9 @@ def test_a_bad_setting_is_refused_with_its_variable_and_what_is_expected(
     name: str, value: object, expected: str
 ) -> None:
     [problem] = environment.environment_problems(GOOD | {name: value})
-    assert problem.startswith(f"{name} is {value!r}; expected ")
+    shown = "a value with a user part" if "@" in str(value) else repr(value)
+    assert problem.startswith(f"{name} is {shown}; expected ")
+    assert "secret@" not in problem
     assert expected in problem
 
 
@@ -174,6 +178,7 @@ def test_administrators_credentials_do_not_reach_the_clusters_secret() -> None:
     ("name", "value", "expected"),
     [
         ("admin_password", "", "is missing"),
+        ("admin_password", 123456789012, "is no text"),
         ("admin_password", "eleven-char", "has 11 characters; expected at least 12"),
         ("admin_password", "password1234", "published"),
         ("admin_password", "two lines\nof password", "line break"),
@@ -191,7 +196,7 @@ def test_a_weak_secret_is_refused_without_showing_it(name: str, value: str, expe
     [problem] = environment.secret_problems(values({}) | {name: value})
     assert name in problem
     assert expected in problem
-    assert not value or value not in problem.replace(name, "")
+    assert not value or str(value) not in problem.replace(name, "")
 
 
 @given(username=st.text(min_size=1), database=st.text(min_size=1))
@@ -215,6 +220,7 @@ def test_the_ini_gives_back_every_value(value: str) -> None:
         ("localhost", True),
         ("localhost:30502", True),
         ("127.0.0.1:30502", True),
+        ("[::1]:30502", True),
         ("mlflow-dev:5000", True),
         ("mlflow-dev.mlflow-dev.svc.cluster.local:5000", True),
         ("10.251.0.7:5000", True),
@@ -230,6 +236,7 @@ def test_the_ini_gives_back_every_value(value: str) -> None:
 )
 def test_allowed_hosts_are_the_ones_people_and_pods_call(host: str, allowed: bool) -> None:
     patterns = server.allowed_hosts("mlflow-dev", namespace="mlflow-dev", extra=["mlflow.example.com"]).split(",")
+    assert patterns == server.allowed_hosts("mlflow-dev", namespace="mlflow-dev", extra="mlflow.example.com").split(",")
     # As MLflow compares: exactly, or by fnmatch where the entry has an asterisk.
     assert any(fnmatchcase(host, pattern) if "*" in pattern else host == pattern for pattern in patterns) is allowed
 

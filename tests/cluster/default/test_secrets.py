@@ -83,6 +83,7 @@ def test_a_first_runs_diff_and_a_rotated_password_show_no_secret(cluster: Cluste
     # Ansible itself prints the extra variables that it was given on the command line; people give a vault file.
     output = "\n".join(line for line in run.output.splitlines() if "mlflow_environment_secrets" not in line)
     assert run.status == 0, run.output
+    assert "upgraded the" not in run.output, "the schema is what it was, whatever the password"
     assert found({**forbidden, "new": new, "new in base64": base64.b64encode(new.encode()).decode()}, output) == []
 
 
