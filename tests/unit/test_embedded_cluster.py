@@ -96,6 +96,18 @@ def test_an_mlflow_version_without_requirements_is_refused():
         build.keys(build.parts(["0.0.1"]))
 
 
+REQUIREMENTS = sorted((FILES / "images/mlflow").glob("requirements-*.txt"))
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_requirements_pin_their_version_and_what_its_server_needs(path):
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if line.count("==") != 1] == []
+    pins = dict(line.split("==") for line in lines)
+    assert pins["mlflow"] == path.stem.removeprefix("requirements-")
+    assert {"psycopg2-binary", "boto3", "flask-wtf", "prometheus-flask-exporter", "sqlalchemy"} <= set(pins)
+
+
 def test_a_failed_build_leaves_nothing_and_says_what_was_printed(tmp_path):
     part = build.Part("broken", 1, lambda run: run.command("sh", "-c", "echo the reason; exit 3"))
     target = tmp_path / "broken-key"
