@@ -38,6 +38,11 @@ GOOD = {
     "mlflow_environment_secrets": {},
     "mlflow_database_host": "dev-postgres.pgsql.svc.cluster.local",
     "mlflow_database_port": 5434,
+    "mlflow_database_name": "mlflow",
+    "mlflow_database_auth_name": "mlflow_auth",
+    "mlflow_database_registry_name": "",
+    "mlflow_database_username": "mlflow",
+    "mlflow_database_migrator_username": "mlflow_migrator",
     "mlflow_object_store_endpoint": "http://minio-dev.pgsql.svc.cluster.local:9000",
     "mlflow_object_store_bucket": "mlflow",
     "mlflow_server_node_port": 30502,
@@ -65,6 +70,14 @@ def test_good_settings_have_no_problem() -> None:
         ("mlflow_database_port", 0, "a port from 1 to 65535"),
         ("mlflow_database_port", None, "a port from 1 to 65535"),
         ("mlflow_database_port", 65536, "a port from 1 to 65535"),
+        ("mlflow_database_name", "", "1 to 63 bytes"),
+        ("mlflow_database_auth_name", None, "1 to 63 bytes"),
+        ("mlflow_database_username", "ü" * 32, "1 to 63 bytes"),
+        ("mlflow_database_migrator_username", "", "1 to 63 bytes"),
+        ("mlflow_database_migrator_username", "mlflow", "another role than mlflow_database_username"),
+        ("mlflow_database_registry_name", "x" * 64, "1 to 63 bytes, or an empty text"),
+        ("mlflow_database_registry_name", None, "1 to 63 bytes, or an empty text"),
+        ("mlflow_database_registry_name", "mlflow_auth", "another name than mlflow_database_auth_name"),
         ("mlflow_object_store_endpoint", "s3://mlflow", "http(s)://host[:port]"),
         ("mlflow_object_store_endpoint", "minio:9000", "http(s)://host[:port]"),
         ("mlflow_object_store_endpoint", "http://minio:9000/mlflow", "http(s)://host[:port]"),
@@ -91,6 +104,10 @@ def test_a_bad_setting_is_refused_with_its_variable_and_what_is_expected(
     assert problem.startswith(f"{name} is {shown}; expected ")
     assert "secret@" not in problem
     assert expected in problem
+
+
+def test_a_registry_may_have_a_database_of_its_own() -> None:
+    assert environment.environment_problems(GOOD | {"mlflow_database_registry_name": "mlflow_registry"}) == []
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -132,8 +149,11 @@ def test_generated_secrets_are_acceptable() -> None:
 
 def test_generated_secrets_differ_from_each_other_and_from_run_to_run() -> None:
     first, second = values({}), values({})
-    made = [value for name, value in (first | second).items() if value and name != "object_store_access_key"]
+    made = [value for name, value in first.items() if value] + [
+        value for name, value in second.items() if value and name not in environment.ACCESS_KEYS
+    ]
     assert len(set(made)) == len(made)
+    assert (first["object_store_access_key"], first["backup_access_key"]) == ("mlflow-dev", "mlflow-backup-dev")
     assert first["admin_password"] != second["admin_password"]
 
 
@@ -161,7 +181,7 @@ def test_administrators_come_from_their_secrets() -> None:
     assert taken["object_store_admin_secret_key"] == "s"
 
 
-def test_administrators_credentials_do_not_reach_the_clusters_secret() -> None:
+def test_each_secret_is_in_the_clusters_secret_of_those_who_read_it_and_administrators_in_none() -> None:
     taken = values({"database_admin_username": "postgres", "database_admin_password": "top"})
     assert set(environment.secret_data(taken)) == {
         "MLFLOW_AUTH_ADMIN_PASSWORD",
@@ -172,6 +192,44 @@ def test_administrators_credentials_do_not_reach_the_clusters_secret() -> None:
         "MLFLOW_CRYPTO_KEK_PASSPHRASE",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
     }
+    assert set(environment.secret_data(taken, secret="mlflow-maintenance")) == {
+        "MIGRATOR_PGPASSWORD",
+        "BACKUP_AWS_ACCESS_KEY_ID",
+        "BACKUP_AWS_SECRET_ACCESS_KEY",
+    }
+
+
+BEFORE_UPGRADES = ("database_migrator_password", "backup_access_key", "backup_secret_key")
+
+
+def test_an_inventory_of_before_there_were_upgrades_is_told_each_secret_that_it_lacks() -> None:
+    problems = environment.secret_problems(values({}) | dict.fromkeys(BEFORE_UPGRADES, ""))
+    assert [problem.split(" is missing; ")[0] for problem in problems] == [
+        f"mlflow_environment_secrets.{name}" for name in BEFORE_UPGRADES
+    ]
+
+
+def test_without_backups_their_keys_may_be_left_out_but_are_no_less_strict_when_given() -> None:
+    taken = values({}) | {"backup_access_key": "", "backup_secret_key": ""}
+    assert environment.secret_problems(taken, backup_required=False) == []
+    assert set(environment.secret_data(taken, secret="mlflow-maintenance")) == {"MIGRATOR_PGPASSWORD"}
+    [problem] = environment.secret_problems(taken | {"backup_secret_key": "a-long-secret-key"}, backup_required=False)
+    assert "together" in problem
+    weak = taken | {"backup_access_key": "backup", "backup_secret_key": "short"}
+    [problem] = environment.secret_problems(weak, backup_required=False)
+    assert "backup_secret_key has 5 characters" in problem
+    [problem] = environment.secret_problems(taken | {"database_migrator_password": ""}, backup_required=False)
+    assert "database_migrator_password is missing" in problem
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("database_password", "database_migrator_password"), ("object_store_access_key", "backup_access_key")],
+)
+def test_what_the_server_has_is_no_key_to_what_it_must_not_do(first: str, second: str) -> None:
+    [problem] = environment.secret_problems(values({}) | {first: "one-and-the-same", second: "one-and-the-same"})
+    assert f"{second} is the same as {first}" in problem
+    assert "one-and-the-same" not in problem
 
 
 @pytest.mark.parametrize(
@@ -183,6 +241,9 @@ def test_administrators_credentials_do_not_reach_the_clusters_secret() -> None:
         ("admin_password", "password1234", "published"),
         ("admin_password", "two lines\nof password", "line break"),
         ("database_password", "tiny!", "has 5 characters"),
+        ("database_migrator_password", "tiny!", "has 5 characters; expected at least 12"),
+        ("backup_access_key", "ab", "has 2 characters; expected 3 to 128"),
+        ("backup_secret_key", "tiny!", "has 5 characters; expected 12 to 128"),
         ("object_store_access_key", "ab", "has 2 characters; expected 3 to 128"),
         ("flask_secret_key", "short", "has 5 characters"),
         ("kek_passphrase", "mlflow-default-kek-passphrase-for-development-only", "published"),

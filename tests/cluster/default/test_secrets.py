@@ -17,13 +17,14 @@ def forbidden(cluster: Cluster) -> dict[str, str]:
     """Every secret in every form in which it could be printed, by what it is."""
     values = {
         **cluster.secrets("dev"),
+        **cluster.secret("mlflow-dev", "mlflow-maintenance-dev"),
         **{f"postgres {key}": value for key, value in cluster.secret("pgsql", "dev-postgres-admin").items()},
         **{f"minio {key}": value for key, value in cluster.secret("pgsql", "minio-dev-admin").items()},
     }
     # User names and access keys are names, not secrets.
-    names = ("AWS_ACCESS_KEY_ID", "postgres username", "minio access_key")
+    names = ("AWS_ACCESS_KEY_ID", "BACKUP_AWS_ACCESS_KEY_ID", "postgres username", "minio access_key")
     secrets = {name: value for name, value in values.items() if name not in names}
-    assert len(secrets) == 8
+    assert len(secrets) == 10
     forms = {}
     for name, value in secrets.items():
         forms[name] = value
@@ -107,3 +108,13 @@ def test_no_secret_is_in_a_pods_log(cluster: Cluster, forbidden: dict[str, str])
             for container in (pod.spec.init_containers or []) + pod.spec.containers:
                 log = cluster.core.read_namespaced_pod_log(pod.metadata.name, namespace, container=container.name)
                 assert found(forbidden, log) == [], pod.metadata.name
+
+
+def test_the_server_has_no_secret_of_upgrades_and_backups(cluster: Cluster) -> None:
+    maintenance = cluster.secret("mlflow-dev", "mlflow-maintenance-dev")
+    assert len(maintenance) == 3
+    assert not set(maintenance) & set(cluster.secrets("dev"))
+    pod = cluster.apps.read_namespaced_deployment("mlflow-dev", "mlflow-dev").spec.template.spec
+    [server] = pod.containers
+    assert "mlflow-maintenance-dev" not in str(server)
+    assert "mlflow-maintenance-dev" not in str(pod.volumes)
