@@ -34,6 +34,13 @@ options:
     description: The secret key that MLflow uses.
     type: str
     required: true
+  append_only:
+    description:
+      - For backups - the key may read and add objects and delete none, and the bucket keeps what is overwritten as
+        older versions, so that a stolen key can destroy nothing.
+      - Without an administrator's key this is for whoever makes bucket and key.
+    type: bool
+    default: false
   admin_access_key:
     description: An administrator's access key of MinIO. Empty or left out if there is none.
     type: str
@@ -95,6 +102,7 @@ ARGUMENTS = {
     "reach": REACH_ARGUMENT,
     **CONNECTION_ARGUMENTS,
     "bucket": {"type": "str", "required": True},
+    "append_only": {"type": "bool", "default": False},
     # The names of keys are no secrets; masked, every message that names one would be unreadable.
     "access_key": {"type": "str", "required": True, "no_log": False},
     "secret_key": {"type": "str", "required": True, "no_log": True},
@@ -119,7 +127,9 @@ def ensure(module: AnsibleModule) -> dict:
         if params["admin_access_key"]:
             admin_key = (params["admin_access_key"], params["admin_secret_key"])
             admin = object_store.Store(endpoint, address, params["region"], *admin_key)
-            outcome = object_store.ensure_with_admin(admin, own, params["bucket"], key[1], module.check_mode)
+            outcome = object_store.ensure_with_admin(
+                admin, own, params["bucket"], key[1], module.check_mode, params["append_only"]
+            )
         else:
             outcome = object_store.ensure_with_own_key(own, params["bucket"], module.check_mode)
     for warning in outcome.warnings:

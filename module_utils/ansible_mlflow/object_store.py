@@ -64,14 +64,15 @@ def check_bucket_name(name: str) -> None:
         )
 
 
-def policy_for(bucket: str) -> dict:
-    """The policy that allows exactly what MLflow needs on one bucket."""
+def policy_for(bucket: str, append_only: bool = False) -> dict:
+    """The policy that allows exactly what MLflow needs on one bucket, or all of it but deleting objects."""
     arn = f"arn:aws:s3:::{bucket}"
+    actions = [action for action in OBJECT_ACTIONS if not (append_only and action == "s3:DeleteObject")]
     return {
         "Version": "2012-10-17",
         "Statement": [
             {"Effect": "Allow", "Action": BUCKET_ACTIONS, "Resource": [arn]},
-            {"Effect": "Allow", "Action": OBJECT_ACTIONS, "Resource": [f"{arn}/*"]},
+            {"Effect": "Allow", "Action": actions, "Resource": [f"{arn}/*"]},
         ],
     }
 
@@ -269,6 +270,20 @@ class Store:
     def delete_bucket_policy(self, bucket: str) -> None:
         self.ask(self._client.delete_bucket_policy, bucket)
 
+    def keeps_versions(self, bucket: str) -> bool:
+        """Whether what is overwritten in a bucket is kept as an older version."""
+        try:
+            return self.ask(self._client.get_bucket_versioning, bucket).status == "Enabled"
+        except Refusal as refusal:
+            if refusal.code == "NoSuchBucket":
+                return False
+            raise
+
+    def keep_versions(self, bucket: str) -> None:
+        from minio.versioningconfig import ENABLED, VersioningConfig
+
+        self.ask(self._client.set_bucket_versioning, bucket, VersioningConfig(ENABLED))
+
 
 def ca_bundle() -> str:
     """The certificates to trust: those the environment names, else the library's."""
@@ -312,14 +327,17 @@ def ensure_with_own_key(own: Store, bucket: str, check_mode: bool) -> Outcome:
     return outcome
 
 
-def ensure_with_admin(admin: Store, own: Store, bucket: str, secret_key: str, check_mode: bool) -> Outcome:
+def ensure_with_admin(
+    admin: Store, own: Store, bucket: str, secret_key: str, check_mode: bool, append_only: bool = False
+) -> Outcome:
     """Bring bucket, policy and user into the wanted state.
 
     :param own: the store as MLflow's key sees it; :param secret_key: that key's secret.
+    :param append_only: the key may delete nothing, and what it overwrites is kept as an older version.
     :raises Error: the administrator's key is refused, or the server has no MinIO administration.
     """
     try:
-        return _ensure_with_admin(admin, own, bucket, secret_key, check_mode)
+        return _ensure_with_admin(admin, own, bucket, secret_key, check_mode, append_only)
     except Refusal as refusal:
         if refusal.code.startswith("HTTP ") or refusal.code in ("MethodNotAllowed", "NotImplemented", "NoSuchBucket"):
             raise Error(
@@ -332,7 +350,9 @@ def ensure_with_admin(admin: Store, own: Store, bucket: str, secret_key: str, ch
         raise admin.explained(refusal, bucket) from None
 
 
-def _ensure_with_admin(admin: Store, own: Store, bucket: str, secret_key: str, check_mode: bool) -> Outcome:
+def _ensure_with_admin(
+    admin: Store, own: Store, bucket: str, secret_key: str, check_mode: bool, append_only: bool
+) -> Outcome:
     if own.access_key == admin.access_key:
         raise Error(f"access_key: {own.access_key} is the administrator's; MLflow needs a key of its own")
     outcome = Outcome()
@@ -353,12 +373,19 @@ def _ensure_with_admin(admin: Store, own: Store, bucket: str, secret_key: str, c
         if not check_mode:
             admin.delete_bucket_policy(bucket)
 
-    if policy is None or normalised(policy) != normalised(policy_for(bucket)):
+    if append_only and not admin.keeps_versions(bucket):
+        sentence = f"let bucket {bucket} keep what is overwritten as older versions"
+        _note(outcome, sentence, f"bucket {bucket}, versioning", "off", "on")
+        if not check_mode:
+            admin.keep_versions(bucket)
+
+    wanted = policy_for(bucket, append_only)
+    if policy is None or normalised(policy) != normalised(wanted):
         before = "absent" if policy is None else normalised(policy)
         verb = "created" if policy is None else "corrected"
-        _note(outcome, f"{verb} policy {name}", f"policy {name}", before, normalised(policy_for(bucket)))
+        _note(outcome, f"{verb} policy {name}", f"policy {name}", before, normalised(wanted))
         if not check_mode:
-            admin.set_policy(name, policy_for(bucket))
+            admin.set_policy(name, wanted)
 
     attached = [entry for entry in ((user or {}).get("policyName") or "").split(",") if entry]
     if user is None:

@@ -105,6 +105,13 @@ def test_the_policy_allows_what_mlflow_needs_on_one_bucket_and_nothing_else():
     }
 
 
+def test_a_policy_to_add_only_lacks_deleting_and_nothing_else():
+    full, less = policy_for("mlflow")["Statement"], policy_for("mlflow", append_only=True)["Statement"]
+    assert less[0] == full[0]
+    assert set(full[1]["Action"]) - set(less[1]["Action"]) == {"s3:DeleteObject"}
+    assert {**less[1], "Action": full[1]["Action"]} == full[1]
+
+
 def test_policies_are_compared_by_meaning():
     wanted = policy_for("mlflow")
     reordered = {
@@ -140,6 +147,7 @@ class Memory:
 
     def __init__(self):
         self.buckets, self.users, self.policies, self.anonymous, self.writes = set(), {}, {}, {}, []
+        self.versioned = set()
 
     def view(self, access_key: str, secret_key: str) -> View:
         return View(self, access_key, secret_key)
@@ -197,6 +205,13 @@ class View:
         self.memory.writes.append("close")
         del self.memory.anonymous[bucket]
 
+    def keeps_versions(self, bucket):
+        return bucket in self.memory.versioned
+
+    def keep_versions(self, bucket):
+        self.memory.writes.append("versions")
+        self.memory.versioned.add(bucket)
+
 
 @pytest.fixture
 def memory() -> Memory:
@@ -207,9 +222,9 @@ def memory() -> Memory:
     return made
 
 
-def ensure(memory: Memory, check_mode: bool = False, secret: str = "secret-1"):
+def ensure(memory: Memory, check_mode: bool = False, secret: str = "secret-1", append_only: bool = False):
     admin, own = memory.view("root", "r"), memory.view("mlflow-dev", secret)
-    return ensure_with_admin(admin, own, "mlflow", secret, check_mode)
+    return ensure_with_admin(admin, own, "mlflow", secret, check_mode, append_only)
 
 
 OPEN = json.dumps({"Statement": [{"Effect": "Allow", "Principal": "*"}]})
@@ -277,6 +292,16 @@ def test_exactly_what_was_damaged_is_restored(memory, damage, sentences):
     assert (would.before, would.after) == (done.before, done.after)
     assert len(memory.writes) == len(sentences)
     assert ensure(memory).changes == []
+
+
+def test_a_bucket_to_add_to_only_keeps_versions_and_its_key_deletes_nothing(memory):
+    changes = ["let bucket mlflow keep what is overwritten as older versions", "corrected policy mlflow-mlflow-dev"]
+    assert ensure(memory, check_mode=True, append_only=True).changes == changes
+    assert memory.writes == []
+    assert ensure(memory, append_only=True).changes == changes
+    assert memory.writes == ["versions", "policy"]
+    assert memory.policies["mlflow-mlflow-dev"] == policy_for("mlflow", append_only=True)
+    assert ensure(memory, append_only=True).changes == []
 
 
 def test_no_secret_key_stands_in_the_diff(memory):
