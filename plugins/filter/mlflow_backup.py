@@ -1,0 +1,169 @@
+"""Filters of the role mlflow_backup: what cannot work, which objects are kept, and lines for people."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+# What the API server or a controller writes by itself.
+SERVER_METADATA = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "selfLink")
+SERVER_ANNOTATIONS = ("deployment.kubernetes.io/revision", "kubectl.kubernetes.io/last-applied-configuration")
+# How many replicas a Deployment had before it was stopped for an upgrade.
+REPLICAS_BEFORE = "mlflow.ansible/replicas-before-stop"
+
+
+def backup_problems(settings: dict[str, Any], *, artifacts_endpoint: str, artifacts_bucket: str) -> list[str]:
+    """Say what is wrong with the settings of the backups.
+
+    Args:
+        settings: The values by the names of their variables.
+        artifacts_endpoint, artifacts_bucket: Where the artifacts are.
+
+    Returns:
+        A sentence for each problem: the variable, what it is, and what is expected.
+    """
+    bucket = settings["mlflow_backup_bucket"]
+    problems = [
+        f"{name} is an empty text; expected a value"
+        for name in ("mlflow_backup_endpoint", "mlflow_backup_bucket", "mlflow_backup_postgres_image")
+        if not settings[name]
+    ]
+    problems += [
+        f"{name} is {settings[name]}; expected a number from 1 on"
+        for name in ("mlflow_backup_scratch_size", "mlflow_backup_restore_timeout")
+        if int(settings[name]) < 1
+    ]
+    if (settings["mlflow_backup_endpoint"], bucket) == (artifacts_endpoint, artifacts_bucket):
+        problems.append(
+            f"mlflow_backup_bucket is {bucket!r}, the bucket of the artifacts, in which the servers may delete; "
+            f"expected another one"
+        )
+    return problems
+
+
+def kept_objects(found: list[dict[str, Any]], *, names: list[str]) -> list[dict[str, Any]]:
+    """The objects with these names (`<kind> <name>`), in that order, as they would be applied again.
+
+    A Deployment that was stopped for an upgrade is kept with the replicas that it had.
+    """
+    by_name = {f"{item['kind']} {item['metadata']['name']}": item for item in found}
+    return [applicable(by_name[name]) for name in names if name in by_name]
+
+
+def applicable(item: dict[str, Any]) -> dict[str, Any]:
+    """An object without what the cluster writes into it by itself."""
+    item = copy.deepcopy({key: value for key, value in item.items() if key != "status"})
+    metadata = item["metadata"] = {key: value for key, value in item["metadata"].items() if key not in SERVER_METADATA}
+    annotations = metadata.pop("annotations", {})
+    replicas = annotations.pop(REPLICAS_BEFORE, None)
+    annotations = {key: value for key, value in annotations.items() if key not in SERVER_ANNOTATIONS}
+    if annotations:
+        metadata["annotations"] = annotations
+    if item["kind"] == "Deployment" and not item["spec"].get("replicas", 1):
+        item["spec"]["replicas"] = int(replicas or 1)
+    return item
+
+
+def targets(databases: dict[str, str], *, host: str, port: int, username: str) -> str:
+    """The databases as the restore's programs read them: a line for each store, with tabs between its columns."""
+    return "".join(f"{store}\t{host}\t{port}\t{name}\t{username}\n" for store, name in databases.items())
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    power = min(max(count.bit_length() - 1, 0) // 10, 4)
+    return f"{count / 1024**power:.1f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}".replace(".0 bytes", " bytes")
+
+
+def backup_lines(backups: list[dict[str, Any]]) -> list[str]:
+    """A line for each backup of a list."""
+    lines = []
+    for backup in backups:
+        if not backup["complete"]:
+            lines.append(f"{backup['id']}  incomplete: its upload was cut off")
+            continue
+        revisions = ", ".join(f"{store} {revision}" for store, revision in sorted(backup["revisions"].items()))
+        version = backup.get("mlflow_version_before")
+        lines.append(
+            f"{backup['id']}  {backup['time']}  {size(backup['bytes'])}  {revisions}"
+            + (f"  MLflow {version}" if version else "")
+        )
+    return lines or ["none"]
+
+
+def plan(manifest: dict[str, Any], *, databases: dict[str, str]) -> list[str]:
+    """What restoring a backup does, in lines.
+
+    Args:
+        manifest: The backup's manifest.
+        databases: The names of the environment's databases, by store.
+    """
+    lines = [
+        f"backup {manifest['id']} of {manifest['environment']}, made {manifest['time']}, for {manifest['image_after']}"
+    ]
+    for store, name in databases.items():
+        kept = manifest["stores"].get(store)
+        if kept:
+            was = "" if kept["database"] == name else f" (then {kept['database']})"
+            lines.append(f"database {name}{was}: replaced by revision {kept['revision']}, {size(kept['bytes'])}")
+        elif store == "auth":
+            lines.append(f"database {name}: emptied, as it was then")
+        else:
+            lines.append(f"database {name}: stays as it is; the {store} had no database of its own then")
+    lines.append(f"servers: {served_by(manifest)}")
+    marker = manifest["object_store"]
+    lines.append(
+        f"bucket {marker['bucket']}: stays as it is; at the backup its server's time was {marker['time']}, and its "
+        f"versioning {marker['versioning']}"
+    )
+    return lines
+
+
+def image_of(manifest: dict[str, Any]) -> str:
+    """The image that the servers of a backup run, empty if it has none."""
+    for item in manifest["objects"]:
+        if item["kind"] == "Deployment":
+            return item["spec"]["template"]["spec"]["containers"][0]["image"]
+    return ""
+
+
+def served_by(manifest: dict[str, Any]) -> str:
+    """What serves after a restore."""
+    image = image_of(manifest)
+    return f"{image} again" if image else "none, as there were none then: stopped"
+
+
+def restore_summary(manifest: dict[str, Any], *, seconds: float, image: str) -> list[str]:
+    """What was restored and what is left to do, in lines.
+
+    Args:
+        manifest: The backup's manifest.
+        seconds: How long the databases took.
+        image: The image that the inventory names.
+    """
+    revisions = ", ".join(f"{store} {kept['revision']}" for store, kept in sorted(manifest["stores"].items()))
+    lines = [
+        f"restored backup {manifest['id']} of {manifest['time']} in {seconds:.0f} s: {revisions}",
+        f"servers: {served_by(manifest)}",
+    ]
+    wanted = image_of(manifest) or "an image of the release of then"
+    if wanted != image:
+        lines.append(
+            f"set mlflow_environment_image to {wanted}: it is {image}, so the next site.yml would upgrade again"
+        )
+    return lines
+
+
+class FilterModule:
+    """Ansible's list of the filters here."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by name."""
+        return {
+            "mlflow_backup_problems": backup_problems,
+            "mlflow_backup_objects": kept_objects,
+            "mlflow_backup_targets": targets,
+            "mlflow_backup_lines": backup_lines,
+            "mlflow_backup_plan": plan,
+            "mlflow_backup_summary": restore_summary,
+        }

@@ -1,0 +1,193 @@
+#!/bin/sh
+# Copyright: the ansible-mlflow authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Brings databases back to a backup, each in one transaction: all of it, or nothing of the database is changed.
+#
+#     restore.sh check      can every database of MLFLOW_BACKUP_TARGETS be used, by these tools? Changes nothing
+#     restore.sh restore    restore the lines of /work/restore.list from /work/backup/<store>.dump
+#
+# The lines are those of dump.list (see dump.sh); a revision - means that the database was empty.
+# Environment: PGPASSWORD, and MLFLOW_BACKUP_RUNTIME_ROLE, the role of the servers, which gets rights on the data.
+set -eu
+. "$(dirname "$0")/postgres.sh"
+
+# What comes before the dump's own statements. The number is the advisory lock of schema upgrades.
+before() {
+    cat <<'EOF'
+BEGIN;
+SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
+SELECT pg_advisory_xact_lock(120312342278007);
+DO $do$
+DECLARE
+    mine constant oid[] := ARRAY(SELECT oid FROM pg_namespace WHERE nspname = ANY(current_schemas(false)));
+    others text;
+    statement text;
+BEGIN
+    SELECT string_agg(format('%s of role %s', oid::regclass, pg_get_userbyid(relowner)), ', ') INTO others
+    FROM pg_class c
+    WHERE relnamespace = ANY(mine) AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND NOT pg_has_role(relowner, 'USAGE')
+        AND NOT EXISTS (SELECT FROM pg_depend d
+            WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+    IF others IS NOT NULL THEN
+        RAISE EXCEPTION 'the database has %, which % may not replace; give or move them away first', others, current_user;
+    END IF;
+    -- Each kind in one statement: then foreign keys between the tables do not matter. Without CASCADE: what is outside,
+    -- such as somebody's view of a table in another schema, is not taken along; it ends the restore, and is named. What
+    -- an extension brought stays.
+    FOR statement IN
+        WITH objects AS (
+            SELECT 'pg_class'::regclass AS catalog, c.oid, oid::regclass::text AS name,
+                CASE relkind WHEN 'v' THEN 1 WHEN 'm' THEN 2 WHEN 'S' THEN 5 WHEN 'f' THEN 4 ELSE 3 END AS step,
+                CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+                    WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS kind
+            FROM pg_class c
+            WHERE relnamespace = ANY(mine) AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND NOT relispartition
+                -- A sequence that a column owns goes with its table.
+                AND NOT EXISTS (SELECT FROM pg_depend d WHERE relkind = 'S'
+                    AND d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i'))
+            UNION ALL
+            SELECT 'pg_proc'::regclass, oid, oid::regprocedure::text, 6, 'ROUTINE'
+            FROM pg_proc WHERE pronamespace = ANY(mine) AND pg_has_role(proowner, 'USAGE')
+            UNION ALL
+            SELECT 'pg_type'::regclass, t.oid, format_type(t.oid, NULL), 7,
+                CASE typtype WHEN 'd' THEN 'DOMAIN' ELSE 'TYPE' END
+            FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+            WHERE typnamespace = ANY(mine) AND pg_has_role(typowner, 'USAGE')
+                AND (typtype IN ('d', 'e', 'r') OR c.relkind = 'c')
+        )
+        SELECT format('DROP %s %s', kind, string_agg(name, ', ')) FROM objects o
+        WHERE NOT EXISTS (SELECT FROM pg_depend d
+            WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e')
+        GROUP BY step, kind ORDER BY step, kind
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END
+$do$;
+EOF
+}
+
+# What comes after them: without it there is no COMMIT, and the database stays as it was. The rights are those that the
+# schema program grants after an upgrade.
+after() {
+    cat <<'EOF'
+RESET search_path;
+SELECT set_config('mlflow_backup.revision', :'revision', true), set_config('mlflow_backup.tables', :'tables', true),
+    set_config('mlflow_backup.role', :'role', true);
+DO $do$
+DECLARE
+    wanted constant text := current_setting('mlflow_backup.revision');
+    tables constant text[] := string_to_array(current_setting('mlflow_backup.tables'), ' ');
+    servers constant text := current_setting('mlflow_backup.role');
+    found text;
+    name text;
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
+        IF found IS NULL AND to_regclass(name) IS NOT NULL THEN
+            EXECUTE format('SELECT string_agg(version_num, '', '' ORDER BY version_num) FROM %I', name) INTO found;
+        END IF;
+    END LOOP;
+    -- The users' database of before MLflow 3.6 may have no version table: there was one revision only.
+    IF found IS NULL AND 'alembic_version_auth' = ANY(tables) AND to_regclass('users') IS NOT NULL THEN
+        found := '8606fa83a998';
+    END IF;
+    IF coalesce(found, '-') <> wanted THEN
+        RAISE EXCEPTION 'the dump is of revision %, expected %', coalesce(found, 'none'), wanted;
+    END IF;
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', current_schema(), servers);
+    EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA %I TO %I', current_schema(), servers);
+    FOREACH name IN ARRAY ARRAY['alembic_version', 'alembic_version_auth'] LOOP
+        IF to_regclass(name) IS NOT NULL THEN
+            EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM %I', name, servers);
+        END IF;
+    END LOOP;
+END
+$do$;
+COMMIT;
+\echo restored
+ANALYZE;
+EOF
+}
+
+# dumped ARGUMENTS: the dump as SQL. An older server does not know one setting that newer tools write at the top.
+dumped() {
+    if [ "$revision" != - ]; then
+        { pg_restore --file=- "$@" "$work/backup/$store.dump" || : > "$work/unreadable"; } |
+            sed '1,40{/^SET transaction_timeout = 0;$/d;}'
+    fi
+}
+
+# blockers: which sessions use the database.
+blockers() {
+    query "SELECT string_agg(format('pid %s, user %s, %s', pid, usename, coalesce(state, 'state not visible')), '; ')
+        FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()" 2> /dev/null || :
+}
+
+restore() {
+    case $store in
+        auth) tables='alembic_version_auth alembic_version' ;;
+        *) tables='alembic_version' ;;
+    esac
+    # The objects alone: schemas, extensions, rights and comments on them stay as they are.
+    each_line --schema= 'SELECT s FROM unnest(current_schemas(false)) AS s'
+    eval "set -- $answer"
+    say "restoring $label to revision $revision"
+    rm -f "$work/unreadable"
+    {
+        before
+        dumped --no-owner --no-privileges --no-comments "$@"
+        [ -e "$work/unreadable" ] || after
+    } 2> "$work/reading" | psql --no-psqlrc --no-password --quiet --set=ON_ERROR_STOP=1 --output=/dev/null \
+        --set=revision="$revision" --set=tables="$tables" --set=role="$MLFLOW_BACKUP_RUNTIME_ROLE" \
+        > "$work/stdout" 2> "$work/stderr" &
+    follow $! "restoring $label" || :
+    if ! grep -qx restored "$work/stdout"; then
+        explain "$(cat "$work/stderr" "$work/reading" | sed 's/^psql:<stdin>:[0-9]*: //; /^HINT: /d')"
+        case $words in
+            *'lock timeout'*) words="sessions use it: $(blockers); end them, and run again" ;;
+        esac
+        earlier=${restored:+; restored already: $restored, so run again when that is mended}
+        fail "$code" "$label was not restored, and is as it was: $words$earlier"
+    fi
+    changed=true
+    restored="${restored:+$restored, }$store"
+    say "restored $label"
+}
+
+check() {
+    reach
+    ask "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+    if [ "$answer" != t ]; then
+        fail "$ACCESS" "$label: role $PGUSER may not create tables in its schema; expected the right CREATE"
+    fi
+}
+
+restored=
+case ${1:-} in
+    check)
+        printf '%s\n' "$MLFLOW_BACKUP_TARGETS" > "$work/list"
+        command=check ;;
+    restore)
+        cp "$work/restore.list" "$work/list"
+        command=restore ;;
+    *)
+        fail 2 'usage: restore.sh check|restore' ;;
+esac
+# All of it is looked at before any of it is replaced.
+while IFS= read -r line <&3; do
+    take "$line"
+    check
+    if [ "$command" = restore ] && [ "$revision" != - ] &&
+        ! pg_restore --list "$work/backup/$store.dump" > /dev/null 2> "$work/stderr"; then
+        fail "$REFUSED" "the dump of $label cannot be read: $(cat "$work/stderr")"
+    fi
+done 3< "$work/list"
+if [ "$command" = restore ]; then
+    while IFS= read -r line <&3; do
+        take "$line"
+        restore
+    done 3< "$work/list"
+fi
+printf '{"changed": %s, "restored": %s}\n' "$changed" "$(quoted "$restored")"
