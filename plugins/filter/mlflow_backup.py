@@ -50,6 +50,21 @@ def kept_objects(found: list[dict[str, Any]], *, names: list[str]) -> list[dict[
     return [applicable(by_name[name]) for name in names if name in by_name]
 
 
+def unexpected_objects(objects: list[dict[str, Any]], *, names: list[str], namespace: str) -> list[str]:
+    """The objects of a backup that are none of an environment's (`<kind> <name>`).
+
+    They are applied with the operator's rights, so that whoever can write to the bucket must not add others.
+    """
+    found = []
+    for item in objects:
+        metadata = item.get("metadata") or {}
+        name = f"{item.get('kind')} {metadata.get('name')}"
+        api = {"ConfigMap": "v1", "Deployment": "apps/v1"}.get(item.get("kind"))
+        if name not in names or metadata.get("namespace") != namespace or item.get("apiVersion") != api:
+            found.append(name)
+    return found
+
+
 def applicable(item: dict[str, Any]) -> dict[str, Any]:
     """An object without what the cluster writes into it by itself."""
     item = copy.deepcopy({key: value for key, value in item.items() if key != "status"})
@@ -162,6 +177,7 @@ class FilterModule:
         return {
             "mlflow_backup_problems": backup_problems,
             "mlflow_backup_objects": kept_objects,
+            "mlflow_backup_unexpected_objects": unexpected_objects,
             "mlflow_backup_targets": targets,
             "mlflow_backup_lines": backup_lines,
             "mlflow_backup_plan": plan,

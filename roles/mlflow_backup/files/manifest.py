@@ -16,7 +16,7 @@ EMPTY = "-"
 def read_list(text: str, columns: int) -> dict[str, dict]:
     """The lines of dump.list, by store: host, port, database, user and, if it is there, revision."""
     names, found = ("host", "port", "database", "user", "revision"), {}
-    for line in filter(None, text.splitlines()):
+    for line in filter(None, text.split("\n")):
         store, *values = line.split("\t")
         if len(values) != columns - 1 or not all(values):
             raise BackupError(Exit.USAGE, f"expected {columns} columns with tabs between them, got {line!r}")

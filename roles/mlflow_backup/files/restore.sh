@@ -139,7 +139,8 @@ restore() {
         before
         dumped --no-owner --no-privileges --no-comments "$@"
         [ -e "$work/unreadable" ] || after
-    } 2> "$work/reading" | psql --no-psqlrc --no-password --quiet --set=ON_ERROR_STOP=1 --output=/dev/null \
+    } 2> "$work/reading" | psql --no-psqlrc --no-password --quiet --output=/dev/null \
+        --set=ON_ERROR_STOP=1 --set=SHOW_CONTEXT=never \
         --set=revision="$revision" --set=tables="$tables" --set=role="$MLFLOW_BACKUP_RUNTIME_ROLE" \
         > "$work/stdout" 2> "$work/stderr" &
     follow $! "restoring $label" || :
