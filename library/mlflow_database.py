@@ -6,13 +6,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: mlflow_database
-short_description: Give MLflow its PostgreSQL role and databases
+short_description: Give MLflow its PostgreSQL roles and databases
 description:
-  - Ensures a role that can log in and nothing else, and databases that it owns and nobody else may enter.
-  - Restores the owner's rights on the databases, their schema public and its tables when somebody revoked them.
-  - A database of another owner is refused and left alone; so is a PostgreSQL older than 15.
-  - Without an administrator it only sees that the role can log in to each database and create tables there, and else
-    says which statements an administrator has to run.
+  - Ensures two roles that can log in and nothing else, and databases that the migrator owns and nobody but these two
+    may enter. The runtime role may create nothing in them, so that no server can change a schema.
+  - Restores what somebody revoked or gave away of the rights on the databases and their schema public.
+  - A database of the runtime role is given to the migrator with all that is in it, in one transaction, while a server
+    uses it. One of another owner is refused and left alone; so is a PostgreSQL older than 15.
+  - The runtime role's rights on tables are given with the tables, and by those who make tables.
+  - Without an administrator it only sees that both roles can do their work, and else says which statements an
+    administrator has to run.
   - A password is sent as a verifier computed on the controller, so it never reaches the server's log.
 options:
   host:
@@ -34,15 +37,23 @@ options:
     type: str
     default: postgres
   username:
-    description: The role of MLflow.
+    description: The runtime role, as which the server logs in.
     type: str
     required: true
   password:
     description: The password of that role.
     type: str
     required: true
+  migrator_username:
+    description: The role that owns the databases and upgrades them.
+    type: str
+    required: true
+  migrator_password:
+    description: The password of that role.
+    type: str
+    required: true
   databases:
-    description: The databases that the role owns.
+    description: The databases.
     type: list
     elements: str
     required: true
@@ -61,7 +72,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Ensure role and databases
+- name: Ensure roles and databases
   mlflow_database:
     host: prod-postgres.pgsql.svc.cluster.local
     port: 5432
@@ -69,6 +80,8 @@ EXAMPLES = r"""
     admin_password: "{{ vault_postgres_admin_password }}"
     username: mlflow
     password: "{{ vault_mlflow_database_password }}"
+    migrator_username: mlflow_migrator
+    migrator_password: "{{ vault_mlflow_database_migrator_password }}"
     databases: [mlflow, mlflow_auth]
 
 - name: See that the databases which another team made can be used
@@ -77,6 +90,8 @@ EXAMPLES = r"""
     reach: direct
     username: mlflow
     password: "{{ vault_mlflow_database_password }}"
+    migrator_username: mlflow_migrator
+    migrator_password: "{{ vault_mlflow_database_migrator_password }}"
     databases: [mlflow, mlflow_auth]
 """
 
@@ -86,16 +101,22 @@ changes:
   returned: success
   type: list
   elements: str
-  sample: [created role mlflow, created database mlflow]
+  sample: [created role mlflow, created role mlflow_migrator, created database mlflow]
 server_version:
   description: Version of PostgreSQL.
   returned: success
   type: str
   sample: "17.6"
+sql:
+  description: What an administrator has to run in psql, without any password.
+  returned: when there is no administrator and something is missing
+  type: str
 """
 
 from ansible.module_utils.ansible_mlflow import database
-from ansible.module_utils.ansible_mlflow.errors import Error, run
+from ansible.module_utils.ansible_mlflow.database_check import Check
+from ansible.module_utils.ansible_mlflow.database_roles import Administration
+from ansible.module_utils.ansible_mlflow.errors import run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT, reach_service
 from ansible.module_utils.basic import AnsibleModule
@@ -110,28 +131,29 @@ ARGUMENTS = {
     "admin_database": {"type": "str", "default": "postgres"},
     "username": {"type": "str", "required": True},
     "password": {"type": "str", "required": True, "no_log": True},
+    "migrator_username": {"type": "str", "required": True},
+    "migrator_password": {"type": "str", "required": True, "no_log": True},
     "databases": {"type": "list", "elements": "str", "required": True},
 }
 
 
 def ensure(module: AnsibleModule) -> dict:
     params = module.params
-    # The tracking and the auth database may be one.
-    names = list(dict.fromkeys(params["databases"]))
-    wanted = database.Wanted(params["username"], params["password"], names)
-    database.check_identifier(wanted.username, "username")
-    for name in wanted.databases:
-        database.check_identifier(name, "databases")
-    if not wanted.password:
-        raise Error("password: expected the password of the role, got an empty text")
+    runtime, migrator = (
+        database.Role(f"{prefix}username", secret, params[f"{prefix}username"], params[f"{prefix}password"])
+        for prefix, secret in (("", "database_password"), ("migrator_", "database_migrator_password"))
+    )
+    # Several stores may be in one database.
+    wanted = database.Wanted(runtime, migrator, list(dict.fromkeys(params["databases"])))
+    wanted.check()
     cluster = Cluster(params["kubeconfig"], params["context"])
     with reach_service(params["host"], params["port"], params["reach"], cluster) as address:
         server = database.Server(params["host"], params["port"], address)
         if params["admin_username"]:
             admin = (params["admin_username"], params["admin_password"] or "", params["admin_database"])
-            outcome = database.Administration(server, admin, wanted, module.check_mode).apply()
+            outcome = Administration(server, admin, wanted, module.check_mode).apply()
         else:
-            outcome = database.check_as_role(server, wanted)
+            outcome = Check(server, wanted).apply()
     result = {
         "changed": bool(outcome.changes),
         "changes": outcome.changes,

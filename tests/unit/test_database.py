@@ -1,18 +1,14 @@
-"""The parts of the database module that need no database: names, verifiers, words for refusals."""
+"""The parts of the database module that need no database: names, verifiers, words for refusals, and what is planned."""
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from ansible.module_utils.ansible_mlflow import database
-from ansible.module_utils.ansible_mlflow.database import (
-    Server,
-    Wanted,
-    check_identifier,
-    quoted,
-    refusal,
-    scram_matches,
-    sql_for_administrator,
-)
+from ansible.module_utils.ansible_mlflow.database import Role, Server, Wanted, check_identifier, quoted, refusal
+from ansible.module_utils.ansible_mlflow.database_check import Check
+from ansible.module_utils.ansible_mlflow.database_contents import Facts, plan
+from ansible.module_utils.ansible_mlflow.database_roles import scram_matches
 from ansible.module_utils.ansible_mlflow.errors import Error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +55,7 @@ def test_a_password_that_postgresql_would_normalise_is_not_judged():
         ("ü" * 32, "databases"),
         ("x" * 64, "username"),
         ("pg_mlflow", "username"),
+        ("pg_mlflow", "migrator_username"),
     ],
 )
 def test_a_name_that_postgresql_would_cut_or_refuse_is_refused(name, option):
@@ -99,17 +96,153 @@ def test_a_refused_connection_is_told_in_plain_words(text, state, words):
     assert "\n" not in told
 
 
-def test_the_statements_for_an_administrator_show_no_password():
-    wanted = Wanted('ml"flow', "s3cret-s3cret", ["mlflow"])
-    statements = sql_for_administrator(wanted, wanted.databases)
-    assert 'CREATE ROLE "ml""flow" LOGIN' in statements
-    assert 'CREATE DATABASE "mlflow" OWNER "ml""flow"' in statements
-    assert "s3cret" not in statements
+RUNTIME = Role("username", "database_password", "mlflow", "s3cret-runtime")
+MIGRATOR = Role("migrator_username", "database_migrator_password", "mig", "s3cret-migrator")
+WANTED = Wanted(RUNTIME, MIGRATOR, ["tracking", "auth"])
+OWNER = {"mig CONNECT", "mig CREATE", "mig TEMPORARY"}
+PUBLIC_SCHEMA = {"pg_database_owner USAGE", "pg_database_owner CREATE", " USAGE"}
+
+
+def facts(**others) -> Facts:
+    """A database as it should be, but for some things."""
+    right = {
+        "name": "tracking",
+        "owner": "mig",
+        "rights": OWNER | {"mlflow CONNECT"},
+        "schema_owner": "pg_database_owner",
+        "schema_rights": PUBLIC_SCHEMA,
+    }
+    return Facts(**(right | others))
+
+
+def item(kind: str, bare: str, owner: str = "mlflow", follows: bool = False) -> dict:
+    return {"kind": kind, "name": f"public.{bare}", "bare": bare, "owner": owner, "follows": follows}
+
+
+def test_a_database_as_it_should_be_needs_nothing():
+    assert plan(facts(), WANTED) == []
+
+
+def test_an_old_database_is_given_away_with_all_that_is_in_it_and_the_server_goes_on_using_it():
+    objects = [
+        item("TABLE", "runs"),
+        item("TABLE", "alembic_version"),
+        item("SEQUENCE", "runs_id_seq", follows=True),
+        item("ROUTINE", "f"),
+    ]
+    old = {"owner": "mlflow", "rights": {"mlflow CONNECT", "mlflow CREATE", "mlflow TEMPORARY"}, "objects": objects}
+    [change] = plan(facts(**old), WANTED)
+    assert change.sentence == "gave database tracking with 3 objects from mlflow to mig"
+    assert change.problem
+    assert change.statements == [
+        'ALTER DATABASE "tracking" OWNER TO "mig"',
+        'ALTER TABLE public.runs OWNER TO "mig"',
+        'ALTER TABLE public.alembic_version OWNER TO "mig"',
+        'ALTER ROUTINE public.f OWNER TO "mig"',
+        'GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE public.runs TO "mlflow"',
+        'GRANT SELECT ON TABLE public.alembic_version TO "mlflow"',
+        'GRANT USAGE, SELECT ON SEQUENCE public.runs_id_seq TO "mlflow"',
+        # What an owner was granted passes to the next owner, the right to connect included.
+        'GRANT CONNECT ON DATABASE "tracking" TO "mlflow"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence", "statement"),
+    [
+        (
+            {"objects": [item("TABLE", "runs", "postgres")]},
+            "gave 1 object of database tracking from postgres to mig",
+            'ALTER TABLE public.runs OWNER TO "mig"',
+        ),
+        (
+            {"rights": OWNER | {"mlflow CONNECT", " TEMPORARY"}},
+            "closed database tracking to other roles",
+            'REVOKE ALL ON DATABASE "tracking" FROM PUBLIC',
+        ),
+        (
+            {"rights": OWNER | {"mlflow CONNECT", "mlflow CREATE"}},
+            "took from mlflow the right to create in database tracking",
+            'REVOKE CREATE, TEMPORARY ON DATABASE "tracking" FROM "mlflow"',
+        ),
+        (
+            {"rights": {"mlflow CONNECT"}},
+            "restored the owner's rights on database tracking",
+            'GRANT ALL ON DATABASE "tracking" TO "mig"',
+        ),
+        (
+            {"rights": OWNER},
+            "let mlflow connect to database tracking",
+            'GRANT CONNECT ON DATABASE "tracking" TO "mlflow"',
+        ),
+        (
+            {"schema_rights": PUBLIC_SCHEMA | {"mlflow CREATE"}},
+            "took from mlflow the right to create in schema public of database tracking",
+            'REVOKE CREATE ON SCHEMA public FROM "mlflow"',
+        ),
+        (
+            {"schema_rights": {" USAGE"}},
+            "restored the rights on schema public of database tracking",
+            'GRANT USAGE, CREATE ON SCHEMA public TO "pg_database_owner"',
+        ),
+        (
+            {"schema_rights": {"pg_database_owner USAGE", "pg_database_owner CREATE"}},
+            "let mlflow use schema public of database tracking",
+            'GRANT USAGE ON SCHEMA public TO "mlflow"',
+        ),
+    ],
+)
+def test_what_differs_is_put_right_and_nothing_else(others, sentence, statement):
+    [change] = plan(facts(**others), WANTED)
+    assert change.sentence == sentence
+    assert change.statements[0] == statement
+
+
+def test_in_a_schema_of_before_postgresql_15_the_migrator_alone_may_create():
+    everybody = {"postgres USAGE", "postgres CREATE", " USAGE", " CREATE"}
+    changes = plan(facts(schema_owner="postgres", schema_rights=everybody), WANTED)
+    assert [change.statements for change in changes] == [
+        ["REVOKE CREATE ON SCHEMA public FROM PUBLIC"],
+        ['GRANT USAGE, CREATE ON SCHEMA public TO "mig"'],
+    ]
+
+
+def test_a_schema_that_is_gone_is_made_again_and_may_be_used():
+    changes = plan(facts(schema_owner=None, schema_rights=set()), WANTED)
+    assert [change.statements for change in changes] == [
+        ["CREATE SCHEMA public AUTHORIZATION pg_database_owner"],
+        ['GRANT USAGE ON SCHEMA public TO "mlflow"'],
+    ]
+
+
+def test_the_statements_for_an_administrator_are_in_order_and_show_no_password(monkeypatch):
+    def refuse(**arguments):
+        raise psycopg.OperationalError("password authentication failed")
+
+    monkeypatch.setattr(psycopg, "connect", refuse)
+    with pytest.raises(Error) as refused:
+        Check(Server("pg", 5432, ("pg", 5432)), WANTED).apply()
+    for secret in ("database_password", "database_migrator_password"):
+        assert f"mlflow_environment_secrets.{secret}" in str(refused.value)
+    statements = [line for line in refused.value.details["sql"].splitlines() if not line.startswith("--")]
+    assert statements == [
+        "CREATE ROLE \"mig\" LOGIN PASSWORD '<database_migrator_password>';",
+        "CREATE ROLE \"mlflow\" LOGIN PASSWORD '<database_password>';",
+        'GRANT "mlflow" TO "mig";',
+        *[
+            statement
+            for name in ("tracking", "auth")
+            for statement in (
+                f'CREATE DATABASE "{name}" OWNER "mig" ENCODING \'UTF8\' TEMPLATE template0;',
+                f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC;',
+                f'GRANT CONNECT ON DATABASE "{name}" TO "mlflow";',
+            )
+        ],
+    ]
+    assert "s3cret" not in str(refused.value) + refused.value.details["sql"] + repr(WANTED)
 
 
 def test_a_tunnel_keeps_the_servers_name_for_tls(monkeypatch):
-    import psycopg
-
     seen = {}
 
     def refuse(**arguments):

@@ -16,7 +16,15 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "library").glob("mlflow_*.py"))
 SECRET = "not-to-be-shown-12"
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "verify"}, "spec": {}}
-DATABASE = {"host": "127.0.0.1", "port": 1, "reach": "direct", "username": "mlflow", "databases": ["mlflow"]}
+DATABASE = {
+    "host": "127.0.0.1",
+    "port": 1,
+    "reach": "direct",
+    "username": "mlflow",
+    "migrator_username": "mlflow_migrator",
+    "migrator_password": SECRET,
+    "databases": ["mlflow"],
+}
 BUCKET = {"endpoint": "http://127.0.0.1:1", "reach": "direct", "bucket": "mlflow", "access_key": "key"}
 
 
@@ -89,6 +97,8 @@ def test_a_module_stays_thin(name):
     ("name", "options", "expected"),
     [
         ("mlflow_database", {**DATABASE, "password": ""}, ["password: expected"]),
+        ("mlflow_database", {**DATABASE, "password": SECRET, "migrator_password": ""}, ["migrator_password: expected"]),
+        ("mlflow_database", {**DATABASE, "password": SECRET, "migrator_username": "mlflow"}, ["migrator_username"]),
         ("mlflow_database", {**DATABASE, "password": SECRET, "username": "pg_mlflow"}, ["username", "pg_"]),
         ("mlflow_database", {**DATABASE, "password": SECRET, "databases": ["d" * 64]}, ["databases", "63 bytes"]),
         ("mlflow_database", {**DATABASE, "password": SECRET}, ["127.0.0.1:1", "refused"]),
@@ -126,7 +136,10 @@ def test_a_module_stays_thin(name):
                 "job": JOB,
                 "record": "r",
                 "image": "i",
-                "database": {"host": "h", "username": "u", "password": "p", "name": "n"},
+                "state": "checked",
+                "releases": "r.json",
+                "deployment": "d",
+                "database": {"host": "h", "username": "u", "password": "p", "names": {"tracking": "n"}},
             },
             ["there is no kubeconfig"],
         ),

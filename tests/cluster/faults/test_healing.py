@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psycopg
 import pytest
 from conftest import Cluster, request, s3, site
 
@@ -30,13 +31,33 @@ def delete_access_key(cluster: Cluster) -> None:
 def revoke_grants(cluster: Cluster) -> None:
     for name in ("mlflow", "mlflow_auth"):
         with cluster.database("dev", name) as connection:
-            connection.execute("REVOKE ALL ON SCHEMA public FROM pg_database_owner, mlflow")
-            connection.execute(f"REVOKE ALL ON DATABASE {name} FROM mlflow")
+            connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC, pg_database_owner, mlflow")
+            connection.execute(f"REVOKE ALL ON DATABASE {name} FROM mlflow, mlflow_migrator")
 
 
-def change_password(cluster: Cluster) -> None:
+def let_the_server_migrate(cluster: Cluster) -> None:
     with cluster.database("dev", "postgres") as connection:
-        connection.execute("ALTER ROLE mlflow PASSWORD 'another-password'")
+        connection.execute("CREATE ROLE a_group ROLE mlflow")
+        connection.execute("GRANT mlflow_migrator TO a_group")
+    for name in ("mlflow", "mlflow_auth"):
+        with cluster.database("dev", name) as connection:
+            connection.execute("GRANT CREATE ON SCHEMA public TO PUBLIC, mlflow")
+
+
+def give_everything_to_the_server(cluster: Cluster) -> None:
+    """As it was before there were two roles."""
+    for name in ("mlflow", "mlflow_auth"):
+        with cluster.database("dev", name) as connection:
+            connection.execute(f"ALTER DATABASE {name} OWNER TO mlflow")
+            tables = connection.execute("SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'")
+            for (table,) in tables.fetchall():
+                connection.execute(f"ALTER TABLE {table} OWNER TO mlflow")
+
+
+def change_passwords(cluster: Cluster) -> None:
+    with cluster.database("dev", "postgres") as connection:
+        for role in ("mlflow", "mlflow_migrator"):
+            connection.execute(f"ALTER ROLE {role} PASSWORD 'another-password'")
 
 
 def delete_deployment(cluster: Cluster) -> None:
@@ -55,13 +76,35 @@ def delete_service(cluster: Cluster) -> None:
     cluster.core.delete_namespaced_service("mlflow-dev", "mlflow-dev")
 
 
+def assert_the_server_works_and_cannot_migrate(cluster: Cluster) -> None:
+    for name, table, versions in (
+        ("mlflow", "experiments", "alembic_version"),
+        ("mlflow_auth", "users", "alembic_version_auth"),
+    ):
+        with cluster.database("dev", name) as connection, connection.transaction(force_rollback=True):
+            connection.execute("SET SESSION AUTHORIZATION mlflow")
+            connection.execute(f"DELETE FROM {table} WHERE false")
+            for statement in (
+                "CREATE TABLE public.another ()",
+                "CREATE SCHEMA another",
+                f"ALTER TABLE {table} ADD COLUMN another int",
+                f"DROP TABLE {table}",
+                f"UPDATE {versions} SET version_num = version_num",
+                "SET ROLE mlflow_migrator",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                    connection.execute(statement)
+
+
 @pytest.mark.parametrize(
     "harm",
     [
         delete_bucket,
         delete_access_key,
         revoke_grants,
-        change_password,
+        let_the_server_migrate,
+        give_everything_to_the_server,
+        change_passwords,
         delete_deployment,
         delete_config_map,
         edit_config_map,
@@ -78,6 +121,7 @@ def test_the_next_run_restores_what_was_harmed(cluster: Cluster, harm: Callable[
     assert run.changed > 0, run.output
     assert cluster.secrets("dev") == secrets
     assert cluster.config("dev") == config
+    assert_the_server_works_and_cannot_migrate(cluster)
     assert s3("dev", secrets["AWS_ACCESS_KEY_ID"], secrets["AWS_SECRET_ACCESS_KEY"]).bucket_exists("mlflow")
     answer = request(
         "dev", "/api/2.0/mlflow/experiments/get?experiment_id=0", password=secrets["MLFLOW_AUTH_ADMIN_PASSWORD"]

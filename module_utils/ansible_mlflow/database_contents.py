@@ -1,0 +1,256 @@
+"""One database: who owns it and what is in it, who may do what, and the statements that put that right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .database import Wanted, first, quoted, rows
+
+ROWS = "SELECT, INSERT, UPDATE, DELETE"
+# The server looks at these and never writes them.
+VERSION_TABLES = ("alembic_version", "alembic_version_auth")
+# In the lists of rights, everybody has an empty name, which no role can have.
+PUBLIC = ""
+RIGHTS = """ARRAY(
+    SELECT CASE grantee WHEN 0 THEN '' ELSE pg_get_userbyid(grantee) END || ' ' || privilege_type
+    FROM aclexplode(coalesce({acl}, acldefault('{kind}', {owner}))))"""
+DATABASE = f"""
+    SELECT pg_get_userbyid(datdba) AS owner, {RIGHTS.format(acl="datacl", kind="d", owner="datdba")} AS rights
+    FROM pg_database WHERE datname = current_database()"""  # noqa: S608 - constants of this file only
+SCHEMA = f"""
+    SELECT pg_get_userbyid(nspowner) AS owner, {RIGHTS.format(acl="nspacl", kind="n", owner="nspowner")} AS rights
+    FROM pg_namespace WHERE nspname = 'public'"""  # noqa: S608 - constants of this file only
+# What should be the migrator's and is not: all that belongs to the runtime role, and whatever is in the schema public
+# or in a schema of either role. What is part of an extension, or a function of a type, is not given away apart from it,
+# and a table's sequence follows the table.
+OBJECTS = """
+    WITH item AS (
+        SELECT 'SCHEMA' AS kind, 'pg_namespace'::regclass AS class, oid, nspowner AS owner, oid AS schema,
+               nspname AS bare, format('%%I', nspname) AS name
+        FROM pg_namespace
+        UNION ALL
+        SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, 'pg_class'::regclass, oid, relowner,
+               relnamespace, relname, format('%%s.%%I', relnamespace::regnamespace, relname)
+        FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+        UNION ALL
+        SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proowner, pronamespace, proname,
+               format('%%s.%%I(%%s)', pronamespace::regnamespace, proname, pg_get_function_identity_arguments(oid))
+        FROM pg_proc
+        UNION ALL
+        SELECT 'TYPE', 'pg_type'::regclass, oid, typowner, typnamespace, typname,
+               format('%%s.%%I', typnamespace::regnamespace, typname)
+        FROM pg_type AS type
+        WHERE typtype <> 'm' AND NOT EXISTS (SELECT FROM pg_type AS element WHERE element.typarray = type.oid)
+          AND (typrelid = 0 OR EXISTS (SELECT FROM pg_class WHERE pg_class.oid = typrelid AND relkind = 'c'))
+    )
+    SELECT kind, item.name, bare, pg_get_userbyid(owner) AS owner,
+           EXISTS (SELECT FROM pg_depend WHERE kind = 'SEQUENCE' AND classid = item.class AND objid = item.oid
+                   AND refclassid = 'pg_class'::regclass AND deptype IN ('a', 'i')) AS follows
+    FROM item JOIN pg_namespace ON pg_namespace.oid = item.schema
+    WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND pg_get_userbyid(owner) <> %(migrator)s
+      AND (pg_get_userbyid(owner) = %(runtime)s
+           OR kind <> 'SCHEMA'
+           AND (nspname = 'public' OR pg_get_userbyid(nspowner) IN (%(runtime)s, %(migrator)s, 'pg_database_owner')))
+      AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = item.class AND objid = item.oid
+                      AND (deptype = 'e' OR deptype = 'i' AND kind = 'ROUTINE'))
+    ORDER BY kind <> 'SCHEMA', item.name"""
+# Whether the roles may create tables, for whatever reason: as members of another role, or as superusers.
+CREATES = """
+    SELECT coalesce(bool_or(rolname = %(runtime)s), false) AS runtime,
+           coalesce(bool_or(rolname = %(migrator)s), false) AS migrator
+    FROM pg_roles, pg_namespace
+    WHERE nspname = 'public' AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')"""
+
+
+@dataclass
+class Facts:
+    """What a database is like. Rights are texts such as ``mlflow CONNECT``.
+
+    Attributes:
+        schema_owner: The owner of the schema public; None when there is no such schema.
+        objects: What should belong to the migrator and does not.
+        runtime_creates, migrator_creates: Whether the role may create tables in the schema public.
+    """
+
+    name: str
+    owner: str
+    rights: set[str]
+    schema_owner: str | None
+    schema_rights: set[str]
+    objects: list[dict] = field(default_factory=list)
+    runtime_creates: bool = False
+    migrator_creates: bool = True
+
+
+@dataclass
+class Change:
+    """One thing to put right.
+
+    Attributes:
+        sentence: What is said when it was done.
+        problem: What is said when nobody may do it; empty where MLflow works without it.
+    """
+
+    sentence: str
+    key: str
+    before: object
+    after: object
+    statements: list[str]
+    problem: str = ""
+
+
+def read(connection, name: str, wanted: Wanted) -> Facts:
+    """Look at the database of a connection; any role may."""
+    names = {"runtime": wanted.runtime.username, "migrator": wanted.migrator.username}
+    # So that PostgreSQL writes out the schema of every name.
+    connection.execute("SET search_path = ''")
+    database, schema = first(connection, DATABASE), first(connection, SCHEMA)
+    creates = first(connection, CREATES, names)
+    return Facts(
+        name,
+        database["owner"],
+        set(database["rights"]),
+        schema and schema["owner"],
+        set(schema["rights"]) if schema else set(),
+        rows(connection, OBJECTS, names),
+        creates["runtime"],
+        creates["migrator"],
+    )
+
+
+def plan(facts: Facts, wanted: Wanted) -> list[Change]:
+    """What to put right in a database, in this order."""
+    moved = ownership(facts, wanted)
+    changes = [moved] if moved else []
+    changes += database_rights(facts, wanted, moved) + schema_rights(facts, wanted)
+    return changes
+
+
+def ownership(facts: Facts, wanted: Wanted) -> Change | None:
+    """Give the migrator what is not its own, and leave the runtime role the rights on it that a server needs."""
+    runtime, migrator = wanted.runtime.username, wanted.migrator.username
+    given = [item for item in facts.objects if not item["follows"]]
+    adopted = facts.owner == runtime
+    if not adopted and not facts.objects:
+        return None
+    statements = [f"ALTER DATABASE {quoted(facts.name)} OWNER TO {quoted(migrator)}"] if adopted else []
+    statements += [f"ALTER {item['kind']} {item['name']} OWNER TO {quoted(migrator)}" for item in given]
+    statements += [
+        f"GRANT {right} ON {item['kind']} {item['name']} TO {quoted(runtime)}"
+        for item in facts.objects
+        if (right := right_on(item))
+    ]
+    objects = f"{len(given)} object{'' if len(given) == 1 else 's'}"
+    owners = ", ".join(sorted({item["owner"] for item in given} | ({runtime} if adopted else set())))
+    what = f"database {facts.name} with {objects}" if adopted else f"{objects} of database {facts.name}"
+    return Change(
+        f"gave {what} from {owners} to {migrator}",
+        f"database {facts.name}, owner of it and of what is in it",
+        owners,
+        migrator,
+        statements,
+        f"{what} belong{'s' if adopted else ''} to {owners}; expected {migrator} as the owner",
+    )
+
+
+def right_on(item: dict) -> str:
+    """The runtime role's right on an object; empty when it needs none."""
+    if item["kind"] == "TABLE":
+        return "SELECT" if item["bare"] in VERSION_TABLES else ROWS
+    return {"SCHEMA": "USAGE", "SEQUENCE": "USAGE, SELECT"}.get(item["kind"], "")
+
+
+def passed_on(rights: set[str], old: str, new: str) -> set[str]:
+    """The rights after an object has changed its owner: what the old one had, the new one has."""
+    return {f"{new} {right.removeprefix(f'{old} ')}" if right.startswith(f"{old} ") else right for right in rights}
+
+
+def database_rights(facts: Facts, wanted: Wanted, moved: Change | None) -> list[Change]:
+    """Who may enter the database and make schemas in it: the owner; the runtime role may enter it."""
+    runtime, migrator = wanted.runtime.username, wanted.migrator.username
+    database, key = quoted(facts.name), f"database {facts.name}"
+    adopted = facts.owner == runtime
+    owner = migrator if adopted else facts.owner
+    rights = passed_on(facts.rights, runtime, migrator) if adopted else facts.rights
+    changes = []
+    if {f"{PUBLIC} {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")} & rights:
+        sentence, statement = f"closed {key} to other roles", f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"
+        changes.append(Change(sentence, f"{key}, rights of PUBLIC", "granted", "revoked", [statement]))
+    if {f"{runtime} CREATE", f"{runtime} TEMPORARY"} & rights:
+        statement = f"REVOKE CREATE, TEMPORARY ON DATABASE {database} FROM {quoted(runtime)}"
+        sentence = f"took from {runtime} the right to create in {key}"
+        changes.append(Change(sentence, f"{key}, CREATE of {runtime}", "granted", "revoked", [statement]))
+    if owner == migrator and not {f"{migrator} {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")} <= rights:
+        statement = f"GRANT ALL ON DATABASE {database} TO {quoted(migrator)}"
+        sentence = f"restored the owner's rights on {key}"
+        changes.append(Change(sentence, f"{key}, owner's rights", "revoked", "granted", [statement]))
+    if f"{runtime} CONNECT" not in rights:
+        statement = f"GRANT CONNECT ON DATABASE {database} TO {quoted(runtime)}"
+        if adopted and moved:
+            moved.statements.append(statement)
+        else:
+            sentence = f"let {runtime} connect to {key}"
+            changes.append(Change(sentence, f"{key}, CONNECT of {runtime}", "revoked", "granted", [statement]))
+    return changes
+
+
+def schema_rights(facts: Facts, wanted: Wanted) -> list[Change]:
+    """Who may do what in the schema public: the migrator may create, the runtime role may use what is there."""
+    runtime, migrator = wanted.runtime.username, wanted.migrator.username
+    where, key = f"schema public of database {facts.name}", f"database {facts.name}, schema public"
+    owner, rights, changes = facts.schema_owner, facts.schema_rights, []
+    if owner is None:
+        owner, rights = "pg_database_owner", {"pg_database_owner USAGE", "pg_database_owner CREATE"}
+        statement = "CREATE SCHEMA public AUTHORIZATION pg_database_owner"
+        changes.append(Change(f"created {where}", key, "absent", "present", [statement], f"there is no {where}"))
+    elif owner == runtime:
+        # It is among the objects that are given to the migrator.
+        owner, rights = migrator, passed_on(rights, runtime, migrator) | {f"{runtime} USAGE"}
+    for grantee, grantee_sql in ((PUBLIC, "PUBLIC"), (runtime, quoted(runtime))):
+        if f"{grantee} CREATE" in rights:
+            name = grantee or "everybody"
+            changes.append(
+                Change(
+                    f"took from {name} the right to create in {where}",
+                    f"{key}, CREATE of {grantee or 'PUBLIC'}",
+                    "granted",
+                    "revoked",
+                    [f"REVOKE CREATE ON SCHEMA public FROM {grantee_sql}"],
+                    f"{name} may create in {where}",
+                )
+            )
+    database_owner = migrator if facts.owner == runtime else facts.owner
+    grantee = "pg_database_owner" if owner == "pg_database_owner" and database_owner == migrator else migrator
+    if not {f"{grantee} USAGE", f"{grantee} CREATE"} <= rights:
+        needed = not facts.migrator_creates or f"{PUBLIC} CREATE" in rights
+        changes.append(
+            Change(
+                f"restored the rights on {where}",
+                key,
+                "rights revoked",
+                "USAGE, CREATE",
+                [f"GRANT USAGE, CREATE ON SCHEMA public TO {quoted(grantee)}"],
+                f"{migrator} may not create in {where}" if needed else "",
+            )
+        )
+    if not {f"{PUBLIC} USAGE", f"{runtime} USAGE"} & rights:
+        changes.append(
+            Change(
+                f"let {runtime} use {where}",
+                f"{key}, USAGE of {runtime}",
+                "revoked",
+                "granted",
+                [f"GRANT USAGE ON SCHEMA public TO {quoted(runtime)}"],
+                f"{runtime} may not use {where}",
+            )
+        )
+    return changes
+
+
+def may_create(wanted: Wanted, name: str) -> str:
+    """What is said when no right of its own lets the runtime role create tables."""
+    runtime = wanted.runtime.username
+    return (
+        f"role {runtime} may create tables in database {name}, as a superuser or as a member of another role; take it "
+        f"out of that role, since the server must not change the schema"
+    )
