@@ -38,6 +38,17 @@ test: ## Lint, unit tests, and Molecule on a real Kubernetes on this machine
 	@$(MAKE) --no-print-directory lint unit molecule
 	@python tests/count.py .cache/junit
 
+# The releases that the upgrade is tested from: a few at every run, and in test-full all of them.
+UPGRADE_FROM := 3.4.0
+UPGRADE_FAULTS_FROM := 3.16.0
+UPGRADE_FULL := 2.22.4 3.4.0 3.5.1 3.6.0 3.10.1 3.16.0
+
+.PHONY: test-full
+test-full: DATA := test
+test-full: MLFLOW_VERSIONS += $(UPGRADE_FULL)
+test-full: cluster client ## Every release to upgrade from, and every fault in the middle of it: about an hour
+	MLFLOW_UPGRADE_FROM="$(UPGRADE_FULL)" MLFLOW_UPGRADE_FULL=true molecule test --scenario-name upgrade
+
 .PHONY: lint
 lint: venv ## ansible-lint (production profile), ruff and yamllint
 	ruff check .
@@ -51,14 +62,22 @@ unit: venv ## Unit tests
 
 .PHONY: molecule
 molecule: DATA := test
+molecule: MLFLOW_VERSIONS += $(UPGRADE_FROM) $(UPGRADE_FAULTS_FROM)
 molecule: cluster client ## The Molecule scenarios, on the embedded cluster
 	molecule test --scenario-name embedded_cluster
 	molecule test --scenario-name default
 	molecule test --scenario-name environments
+	MLFLOW_UPGRADE_FROM="$(UPGRADE_FROM)" molecule test --scenario-name upgrade
+
+empty :=
+space := $(empty) $(empty)
+comma := ,
 
 # Which of its sets of data the cluster runs on: the tests have one of their own.
 DATA := demo
-BUILD := roles/embedded_cluster/files/build.py
+# The releases of MLflow that it has images of.
+MLFLOW_VERSIONS := 3.17.2
+BUILD = roles/embedded_cluster/files/build.py $(addprefix --mlflow-version ,$(MLFLOW_VERSIONS))
 
 .PHONY: cluster
 cluster: venv ## Bring the embedded cluster up, or heal it
@@ -66,7 +85,8 @@ cluster: venv ## Bring the embedded cluster up, or heal it
 	@python3 $(BUILD) --check all || { \
 		ansible-playbook playbooks/cluster.yml -i inventories/embedded --tags embedded_cluster_packages && \
 		python3 $(BUILD) all; }
-	ansible-playbook playbooks/cluster.yml -i inventories/embedded -e embedded_cluster_data=$(DATA)
+	ansible-playbook playbooks/cluster.yml -i inventories/embedded -e embedded_cluster_data=$(DATA) \
+		-e '{"embedded_cluster_mlflow_versions": [$(subst $(space),$(comma) ,$(foreach v,$(MLFLOW_VERSIONS),"$(v)"))]}'
 
 .PHONY: cluster-down
 cluster-down: venv ## Stop the embedded cluster and leave nothing of it behind but its data and its builds

@@ -6,33 +6,55 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: mlflow_schema
-short_description: Bring MLflow's database schemas to the revision that the image wants
+short_description: Compare and upgrade the schemas of MLflow's databases
 description:
-  - Starts a Job in the image of MLflow that upgrades the tracking and the auth database, waits for its end, and keeps
-    in a ConfigMap which revisions the image wants.
-  - When that record is of the same image and program, and both databases are at the recorded revisions, it starts none.
-  - A database that is ahead of the image or not MLflow's is refused by the program before it changes anything.
+  - Reads the revision of each database and compares it with what the image wants. Where both are known and equal, no
+    Job is started.
+  - With state C(checked) a Job in the target image says what an upgrade would do, and refuses what must not be tried
+    - a database that is newer than the image, another program's, one whose tables a session keeps locked - while the
+    present servers work on.
+  - With state C(upgraded) it stops the servers, runs the Job that makes the backup and then upgrades, and starts the
+    old servers again if the Job fails. Of several runs at once one upgrades, and the others wait and change nothing.
+  - It fails within seconds of the failure, with the program's own words. What the Job prints is shown while it runs.
 options:
+  state:
+    description: Only look, or upgrade what is behind.
+    type: str
+    choices: [checked, upgraded]
+    default: upgraded
   namespace:
-    description: Namespace of the Job and of the record.
+    description: Namespace of the Job.
     type: str
     required: true
   job:
     description:
-      - The manifest of the Job; its program prints a report as its last line.
-      - Its annotation C(mlflow.ansible/program-digest) names the version of the program.
+      - The manifest of the Job. Its pod runs schema.py in the target image, C(plan) or C(upgrade) by the state.
+      - Its annotation C(mlflow.ansible/program-digest) tells when the program has changed.
     type: dict
     required: true
+  objects:
+    description: Objects that the Job needs, such as the ConfigMap of its program; applied before it starts.
+    type: list
+    elements: dict
+    default: []
   record:
-    description: Name of the ConfigMap that keeps the image, the program's digest and the revisions that they want.
+    description: Name of the ConfigMap that keeps which revisions the image wants.
     type: str
     required: true
   image:
-    description: The image of MLflow that the Job runs in.
+    description: The image whose schema is wanted.
+    type: str
+    required: true
+  releases:
+    description: Path of the table of MLflow's releases and their heads, for what can be told without a Job.
+    type: path
+    required: true
+  deployment:
+    description: Name of the Deployment that uses the databases and is stopped while they change.
     type: str
     required: true
   database:
-    description: Where the databases are.
+    description: The databases, and the role that owns them.
     type: dict
     required: true
     suboptions:
@@ -45,24 +67,24 @@ options:
         type: int
         default: 5432
       username:
-        description: The role of MLflow.
+        description: The role.
         type: str
         required: true
       password:
-        description: The password of that role.
+        description: Its password.
         type: str
         required: true
-      name:
-        description: The tracking database.
-        type: str
+      names:
+        description: The databases by store - C(tracking), C(auth), and C(registry) if it has one of its own.
+        type: dict
         required: true
-      auth_name:
-        description: The auth database; empty or left out when there is none.
-        type: str
   timeout:
     description: How many seconds to wait for the Job. What ends the Job itself is its own deadline.
     type: int
-    default: 900
+    default: 3600
+  progress:
+    description: Path of a file to write the Job's lines to; the action of the same name gives it.
+    type: path
 requirements:
   - psycopg >= 3.1
 extends_documentation_fragment:
@@ -70,9 +92,7 @@ extends_documentation_fragment:
   - mlflow.reach
 attributes:
   check_mode:
-    description:
-      - It reads the revisions and starts no Job.
-      - Which revision an image wants is known only after its first Job; until then it is called the head of the image.
+    description: It reads the revisions, and starts no Job. What is pending comes from the table of releases.
     support: full
   diff_mode:
     description: The revisions before and after.
@@ -80,23 +100,33 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Bring the schemas up to date
+- name: See what an upgrade would do
   mlflow_schema:
-    kubeconfig: "{{ mlflow_environment_kubeconfig }}"
+    state: checked
     namespace: mlflow-dev
     job: "{{ lookup('ansible.builtin.template', 'job.yml.j2') | from_yaml }}"
-    record: mlflow-schema-dev
+    record: mlflow-schema-record-dev
     image: ghcr.io/mlflow/mlflow:v3.17.2-full
+    releases: "{{ role_path }}/files/releases.json"
+    deployment: mlflow-dev
     database:
       host: dev-postgres.pgsql.svc.cluster.local
       port: 5434
-      username: mlflow
-      password: "{{ vault_mlflow_database_password }}"
-      name: mlflow
-      auth_name: mlflow_auth
+      username: mlflow_migrator
+      password: "{{ vault_mlflow_migrator_password }}"
+      names: {tracking: mlflow, auth: mlflow_auth}
 """
 
 RETURN = r"""
+pending:
+  description: Whether there is something to upgrade.
+  returned: success with state C(checked)
+  type: bool
+plan:
+  description: What an upgrade would do, a line for each thing.
+  returned: success
+  type: list
+  elements: str
 changes:
   description: What was changed, or would be in check mode.
   returned: success
@@ -104,7 +134,7 @@ changes:
   elements: str
   sample: [upgraded the tracking database mlflow from bf29a5ff90ea to dc11669786a5]
 before:
-  description: The revisions before, by store (C(tracking), C(auth)); null for an empty database.
+  description: The revisions before, by store; null for an empty database.
   returned: success
   type: dict
 after:
@@ -115,6 +145,10 @@ job_ran:
   description: Whether the Job was started.
   returned: success
   type: bool
+stopped_at:
+  description: When the servers were stopped, in seconds since 1970; 0 when none ran.
+  returned: success with state C(upgraded)
+  type: float
 report:
   description: The program's report; empty when no Job was started.
   returned: success, or failure of the program
@@ -131,54 +165,51 @@ from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS,
 from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT
 from ansible.module_utils.basic import AnsibleModule
 
+DATABASE = {
+    "host": {"type": "str", "required": True},
+    "port": {"type": "int", "default": 5432},
+    "username": {"type": "str", "required": True},
+    "password": {"type": "str", "required": True, "no_log": True},
+    "names": {"type": "dict", "required": True},
+}
 ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
     "reach": REACH_ARGUMENT,
+    "state": {"type": "str", "choices": ["checked", "upgraded"], "default": "upgraded"},
     "namespace": {"type": "str", "required": True},
     "job": {"type": "dict", "required": True},
+    "objects": {"type": "list", "elements": "dict", "default": []},
     "record": {"type": "str", "required": True},
     "image": {"type": "str", "required": True},
-    "database": {
-        "type": "dict",
-        "required": True,
-        "options": {
-            "host": {"type": "str", "required": True},
-            "port": {"type": "int", "default": 5432},
-            "username": {"type": "str", "required": True},
-            "password": {"type": "str", "required": True, "no_log": True},
-            "name": {"type": "str", "required": True},
-            "auth_name": {"type": "str"},
-        },
-    },
-    "timeout": {"type": "int", "default": 900},
+    "releases": {"type": "path", "required": True},
+    "deployment": {"type": "str", "required": True},
+    "database": {"type": "dict", "required": True, "options": DATABASE},
+    "timeout": {"type": "int", "default": 3600},
+    "progress": {"type": "path"},
 }
 
 
 def bring_up_to_date(module: AnsibleModule) -> dict:
     params, database = module.params, module.params["database"]
-    names = {"tracking": database["name"]}
-    if database["auth_name"]:
-        names["auth"] = database["auth_name"]
-    where = (database["host"], database["port"], database["username"], database["password"])
+    names = {store: name for store, name in database["names"].items() if name}
+    stores = schema.Stores(database["host"], database["port"], database["username"], database["password"], names)
+
+    def say(line: str) -> None:
+        if params["progress"]:
+            with open(params["progress"], "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    given = ("namespace", "objects", "record", "image", "releases", "deployment", "reach", "timeout")
     plan = schema.Plan(
-        namespace=params["namespace"],
-        manifest=params["job"],
-        record=params["record"],
-        image=params["image"],
-        reach=params["reach"],
-        timeout=params["timeout"],
-        check_mode=module.check_mode,
+        **{name: params[name] for name in given}, manifest=params["job"], check_mode=module.check_mode, say=say
     )
     cluster = Cluster(params["kubeconfig"], params["context"])
-    done = schema.bring_up_to_date(cluster, plan, schema.Stores(*where, names))
+    work = schema.check if params["state"] == "checked" else schema.upgrade
+    done = work(cluster, plan, stores)
     result = {
         "changed": bool(done.changes),
-        "changes": done.changes,
-        "before": done.before,
-        "after": done.after,
-        "job_ran": done.job_ran,
-        "report": done.report,
-        "log": done.log,
+        **{key: getattr(done, key) for key in ("changes", "before", "after", "pending", "plan", "job_ran")},
+        **{key: getattr(done, key) for key in ("stopped_at", "report", "log")},
     }
     if module._diff:
         result["diff"] = {"before": done.before, "after": done.after}

@@ -15,6 +15,8 @@ POLL_SECONDS = 0.5
 OUTAGE_SECONDS = 45
 CREATE_REFUSED_SECONDS = 5
 LOG_LINES = 200
+# More than a Job prints: which lines are new is told by their number.
+PROGRESS_LINES = 5000
 STUCK_SECONDS = 10
 # What Waiter.ask() returns while the API server is away; None is an answer.
 AWAY = object()
@@ -99,9 +101,10 @@ class JobRun:
     """One run of a Job manifest.
 
     :param timeout: seconds for the whole run, waiting for another run of the same name included.
+    :param say: takes each line that the containers print, as they print it; None looks at no log before the end.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str, manifest: dict, timeout: float):
+    def __init__(self, cluster: Cluster, namespace: str, manifest: dict, timeout: float, say=None):
         self.cluster, self.namespace = cluster, namespace
         self.manifest = checked_manifest(manifest, namespace)
         self.name = self.manifest["metadata"]["name"]
@@ -110,6 +113,7 @@ class JobRun:
         self.uid = ""
         self._patience = Patience()
         self._saw_other = False
+        self._progress = Progress(cluster, namespace, say) if say else None
         self._path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
 
     @property
@@ -127,6 +131,8 @@ class JobRun:
             looked = self.waiter.ask(self._look)
             if looked is not AWAY:
                 job, pods = looked
+                if self._progress:
+                    self.waiter.ask(self._progress.look, pods)
                 state = job_state(job)
                 if state == "complete" or work_is_done(job, pods):
                     return self._result(pods)
@@ -263,6 +269,33 @@ class JobRun:
             + "; it goes on, and running again waits for it",
             log=log,
         )
+
+
+class Progress:
+    """Hands on what a Job's containers print, line by line, while they run."""
+
+    def __init__(self, cluster: Cluster, namespace: str, say):
+        self._cluster, self._namespace, self._say = cluster, namespace, say
+        self._told: dict[tuple[str, str], int] = {}
+        self._ended: set[tuple[str, str]] = set()
+
+    def look(self, pods: list[dict]) -> None:
+        """Tell the lines that are new."""
+        for pod in pods:
+            status = pod.get("status") or {}
+            for container in (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or []):
+                key = (pod["metadata"]["name"], container["name"])
+                state = container.get("state") or {}
+                if key in self._ended or not ("running" in state or "terminated" in state):
+                    continue
+                lines = self._cluster.log(self._namespace, *key, lines=PROGRESS_LINES).splitlines()
+                for line in lines[self._told.get(key, 0) :]:
+                    # The report is for the end.
+                    if line.strip() and not line.startswith("{"):
+                        self._say(line.rstrip())
+                self._told[key] = len(lines)
+                if "terminated" in state:
+                    self._ended.add(key)
 
 
 def checked_manifest(manifest: dict, namespace: str) -> dict:

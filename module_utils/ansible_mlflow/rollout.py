@@ -1,4 +1,4 @@
-"""Follow a Deployment's rollout and say early, and in the pod's own words, that it cannot succeed."""
+"""Follow a Deployment's rollout, say early and in the pod's own words that it cannot succeed, and stop it or go on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from .pods import Failure, Patience, diagnose
 REVISION = "deployment.kubernetes.io/revision"
 REPLICA_FAILURE_SECONDS = 5
 NO_PROGRESS_SECONDS = 10
+# How many replicas there were before they were stopped, for whoever starts them again.
+REPLICAS_BEFORE = "mlflow.ansible/replicas-before-stop"
 
 
 def progress(deployment: dict) -> tuple[bool, str]:
@@ -49,6 +51,11 @@ def newest(replica_sets: list[dict], deployment: dict) -> dict | None:
     return next((e for e in owned if (e["metadata"].get("annotations") or {}).get(REVISION) == revision), None)
 
 
+def selector_of(deployment: dict) -> str:
+    """The labels by which a Deployment finds its pods, as a query."""
+    return ",".join(f"{k}={v}" for k, v in deployment["spec"]["selector"].get("matchLabels", {}).items())
+
+
 def owned_by(item: dict, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in item["metadata"].get("ownerReferences") or [])
 
@@ -74,15 +81,55 @@ class Rollout:
         self.timeout = timeout
         self.waiter = Waiter(timeout)
         self._patience = Patience()
+        self._path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
+
+    def stop(self) -> bool:
+        """Scale to nothing and wait until no pod is left; whether anything ran.
+
+        How many replicas there were is kept at the Deployment, so that :meth:`resume` knows it in a later run, too.
+
+        :raises Error: pods do not end in time.
+        """
+        deployment = self.cluster.get(self._path)
+        if deployment is None:
+            return False
+        replicas = deployment["spec"].get("replicas", 1)
+        if replicas:
+            self._scale(0, {REPLICAS_BEFORE: str(replicas)})
+        while True:
+            pods = self.waiter.ask(self._pods_of, deployment)
+            if pods is not AWAY:
+                pods = [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+                if not pods:
+                    return bool(replicas)
+                if self.waiter.expired:
+                    raise Error(
+                        f"Deployment {self.namespace}/{self.name} was scaled to 0, but {pods[0]['metadata']['name']} "
+                        f"did not end within {self.timeout:.0f} s"
+                    )
+            self.waiter.pause()
+
+    def resume(self) -> int:
+        """Scale back to what there was before :meth:`stop`; the number of replicas, 0 when it was not stopped."""
+        deployment = self.cluster.get(self._path)
+        if deployment is None or deployment["spec"].get("replicas", 1):
+            return 0
+        replicas = int((deployment["metadata"].get("annotations") or {}).get(REPLICAS_BEFORE, "0"))
+        if replicas:
+            self._scale(replicas, {REPLICAS_BEFORE: None})
+        return replicas
+
+    def _scale(self, replicas: int, annotations: dict) -> None:
+        patch = {"metadata": {"annotations": annotations}, "spec": {"replicas": replicas}}
+        self.cluster.request("PATCH", self._path, patch, content_type="application/merge-patch+json")
 
     def wait(self) -> dict:
         """Return ``ready`` (int), ``seconds`` (float) and ``image`` (str) when all replicas are available.
 
         :raises Error: there is no such Deployment, or it cannot become available.
         """
-        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{self.name}"
         while True:
-            found = self.waiter.ask(self._look, path)
+            found = self.waiter.ask(self._look, self._path)
             if found is not AWAY:
                 deployment, replica_sets, pods = found
                 done, words = progress(deployment)
@@ -101,14 +148,17 @@ class Rollout:
         deployment = self.cluster.get(path)
         if deployment is None:
             raise Error(f"there is no Deployment {self.name} in namespace {self.namespace} of {self.cluster.server}")
-        labels = ",".join(f"{k}={v}" for k, v in deployment["spec"]["selector"].get("matchLabels", {}).items())
+        labels = selector_of(deployment)
         sets = self.cluster.items(f"/apis/apps/v1/namespaces/{self.namespace}/replicasets", labelSelector=labels)
         current = newest(sets, deployment)
         pods = []
         if current:
-            pods = self.cluster.items(f"/api/v1/namespaces/{self.namespace}/pods", labelSelector=labels)
-            pods = [pod for pod in pods if owned_by(pod, current["metadata"]["uid"])]
+            pods = [pod for pod in self._pods_of(deployment) if owned_by(pod, current["metadata"]["uid"])]
         return deployment, sets, pods
+
+    def _pods_of(self, deployment: dict) -> list[dict]:
+        path = f"/api/v1/namespaces/{self.namespace}/pods"
+        return self.cluster.items(path, labelSelector=selector_of(deployment))
 
     def _give_up_early(self, deployment: dict, replica_sets: list[dict], pods: list[dict]) -> None:
         if deployment["spec"].get("paused"):
