@@ -211,7 +211,7 @@ def bring_up_to_date(module: AnsibleModule) -> dict:
         **{key: getattr(done, key) for key in ("changes", "before", "after", "pending", "plan", "job_ran")},
         **{key: getattr(done, key) for key in ("stopped_at", "report", "log")},
     }
-    if module._diff:
+    if module._diff and done.changes:
         result["diff"] = {"before": done.before, "after": done.after}
     return result
 

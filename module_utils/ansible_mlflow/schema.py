@@ -245,7 +245,7 @@ def check(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     if plan.check_mode:
         wanted = heads or Releases(plan.releases).heads(plan.image)
         after = {store: wanted.get(store) or f"head of {plan.image}" for store in stores.names}
-        return Result(changes_between(stores, before, after), before, after, pending=before != after, plan=planned)
+        return Result([], before, after, pending=before != after, plan=planned)
     if not any(before.values()):
         # Nothing is there that could be lost, and nothing serves: the upgrade itself refuses what it must.
         return Result([], before, before, pending=True, plan=planned)
@@ -265,7 +265,9 @@ def upgrade(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     :raises Error: the message is the program's own, and says what serves now.
     """
     if plan.check_mode:
-        return check(cluster, plan, stores)
+        found = check(cluster, plan, stores)
+        found.changes = changes_between(stores, found.before, found.after)
+        return found
     run = JobRun(cluster, plan.namespace, plan.manifest, plan.timeout, plan.say)
     stopped_at, failed = 0.0, None
     with session(cluster, plan.reach, stores) as databases, databases.alone(plan.timeout, plan.say):

@@ -307,7 +307,7 @@ def test_each_revision_is_told_once_with_its_number(monkeypatch, capsys, tmp_pat
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     store = store_of("tracking")
-    store.pending = ["b", "c"]
+    store.revision, store.pending = "a", ["b", "c"]
     schema.run_mlflow(store, ["mlflow"], "MLflow's upgrade")
     assert capsys.readouterr().err == "revision 1 of 2: b, add things\n"
 

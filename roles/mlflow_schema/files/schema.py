@@ -87,8 +87,6 @@ def plan(stores: list[Store], report: dict) -> None:
             refuse_what_would_fail(store, connection)
     if todo and any(store.revision for store in stores):
         ask_for_backup(stores)
-    for line in report["plan"]:
-        say(line)
 
 
 def plan_words(store: Store, unfinished: bool) -> str:
@@ -288,7 +286,7 @@ def run_mlflow(store: Store, arguments: list[str], what: str) -> None:
                 step = RUNNING.search(line)
                 if not step:
                     sys.stderr.write("" if NOISE.search(line) else line)
-                elif step["after"] not in done:
+                elif step["after"] not in done and store.revision:
                     done.append(step["after"])
                     say(f"revision {len(done)} of {len(store.pending)}: {step['after']}, {step['what'] or ''}".strip())
         except BaseException:
