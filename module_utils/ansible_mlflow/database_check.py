@@ -25,7 +25,8 @@ class Check:
         self.problems: list[str] = []
         # Statements for the server, in this order, and inside of single databases.
         self.roles: list[str] = []
-        self.memberships: list[str] = []
+        # Whether the migrator is a member of the runtime role, as it should be, and the other way round.
+        self.is_member, self.is_reversed = False, False
         self.databases: dict[str, list[str]] = {}
         self.inside: dict[str, list[str]] = {}
         self.looked: set[str] = set()
@@ -59,8 +60,6 @@ class Check:
             "-- or ALTER ROLE, if it is there",
             f"CREATE ROLE {quoted(role.username)} LOGIN PASSWORD '<{role.secret}>'",
         ]
-        if role is self.wanted.migrator:
-            self._grant_membership()
 
     def _note_database(self, role: Role, name: str, error: ConnectError) -> None:
         """A role cannot enter a database.
@@ -88,23 +87,19 @@ class Check:
     def _look(self, connection, name: str) -> None:
         runtime, migrator = self.wanted.runtime.username, self.wanted.migrator.username
         member = first(connection, IS_MEMBER, [migrator, runtime])
-        if not member["forth"] and not self.memberships:
+        self.is_member, self.is_reversed = member["forth"], member["back"]
+        # A role that is not there was told already.
+        if not self.looked and not self.is_member and not self.roles:
             self.problems.append(f"role {migrator} is no member of role {runtime}, so it does not see its sessions")
-            self._grant_membership()
-        if member["back"] and not self.looked:
+        if not self.looked and self.is_reversed:
             self.problems.append(f"role {runtime} is a member of role {migrator}, so the server could migrate")
-            self.memberships.insert(0, f"REVOKE {quoted(migrator)} FROM {quoted(runtime)}")
         facts = contents.read(connection, name, self.wanted)
         changes = [change for change in contents.plan(facts, self.wanted) if change.problem]
         self.problems += [change.problem for change in changes]
         if changes:
             self.inside[name] = [statement for change in changes for statement in change.statements]
-        elif facts.runtime_creates and not member["back"]:
+        elif facts.runtime_creates and not self.is_reversed:
             self.problems.append(contents.may_create(self.wanted, name))
-
-    def _grant_membership(self) -> None:
-        runtime, migrator = quoted(self.wanted.runtime.username), quoted(self.wanted.migrator.username)
-        self.memberships.append(f"GRANT {runtime} TO {migrator}")
 
     def _message(self) -> str:
         shown, more = self.problems[:SHOWN_PROBLEMS], len(self.problems) - SHOWN_PROBLEMS
@@ -116,7 +111,12 @@ class Check:
 
     def script(self) -> str:
         """The statements, for psql."""
-        lines = self.roles + self.memberships
+        runtime, migrator = quoted(self.wanted.runtime.username), quoted(self.wanted.migrator.username)
+        lines = list(self.roles)
+        if self.is_reversed:
+            lines.append(f"REVOKE {migrator} FROM {runtime}")
+        if not self.is_member:
+            lines.append(f"GRANT {runtime} TO {migrator}")
         for name in self.wanted.databases:
             if name not in self.looked and name not in self.databases:
                 lines += [f"-- unless database {quoted(name)} is there", *self._creation(name)]

@@ -243,6 +243,7 @@ def test_what_the_server_has_is_no_key_to_what_it_must_not_do(first: str, second
         ("database_password", "tiny!", "has 5 characters"),
         ("database_migrator_password", "tiny!", "has 5 characters; expected at least 12"),
         ("backup_access_key", "ab", "has 2 characters; expected 3 to 128"),
+        ("backup_secret_key", "", "is missing"),
         ("backup_secret_key", "tiny!", "has 5 characters; expected 12 to 128"),
         ("object_store_access_key", "ab", "has 2 characters; expected 3 to 128"),
         ("flask_secret_key", "short", "has 5 characters"),

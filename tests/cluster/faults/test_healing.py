@@ -37,8 +37,8 @@ def revoke_grants(cluster: Cluster) -> None:
 
 def let_the_server_migrate(cluster: Cluster) -> None:
     with cluster.database("dev", "postgres") as connection:
-        connection.execute("CREATE ROLE a_group ROLE mlflow")
-        connection.execute("GRANT mlflow_migrator TO a_group")
+        connection.execute("REVOKE mlflow FROM mlflow_migrator")
+        connection.execute("GRANT mlflow_migrator TO mlflow")
     for name in ("mlflow", "mlflow_auth"):
         with cluster.database("dev", name) as connection:
             connection.execute("GRANT CREATE ON SCHEMA public TO PUBLIC, mlflow")
