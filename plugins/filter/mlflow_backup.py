@@ -148,19 +148,18 @@ def served_by(manifest: dict[str, Any]) -> str:
     return f"{image} again" if image else "none, as there were none then: stopped"
 
 
-def restore_summary(manifest: dict[str, Any], *, seconds: float, image: str) -> list[str]:
+def restore_summary(manifest: dict[str, Any], *, image: str, stopped: float, finished: float) -> list[str]:
     """What was restored and what is left to do, in lines.
 
     Args:
         manifest: The backup's manifest.
-        seconds: How long the databases took.
         image: The image that the inventory names.
+        stopped, finished: When the servers were stopped and when they served again, in seconds; 0 when none was started.
     """
     revisions = ", ".join(f"{store} {kept['revision']}" for store, kept in sorted(manifest["stores"].items()))
-    lines = [
-        f"restored backup {manifest['id']} of {manifest['time']} in {seconds:.0f} s: {revisions}",
-        f"servers: {served_by(manifest)}",
-    ]
+    lines = [f"restored backup {manifest['id']} of {manifest['time']}: {revisions}", f"servers: {served_by(manifest)}"]
+    if finished:
+        lines.append(f"without service: {finished - stopped:.0f} s")
     wanted = image_of(manifest) or "an image of the release of then"
     if wanted != image:
         lines.append(

@@ -366,5 +366,12 @@ def test_a_plan_says_what_becomes_of_each_database_and_of_the_servers():
     ("image", "reminder"), [("mlflow:3.17.2", True), ("ghcr.io/mlflow/mlflow:v3.16.0-full", False)]
 )
 def test_a_summary_reminds_of_the_inventorys_image(image, reminder):
-    text = "\n".join(filters.restore_summary(manifest(), seconds=3.4, image=image))
+    text = "\n".join(filters.restore_summary(manifest(), image=image, stopped=100.0, finished=107.6))
     assert ("set mlflow_environment_image to ghcr.io/mlflow/mlflow:v3.16.0-full" in text) is reminder
+    assert "without service: 8 s" in text
+
+
+def test_a_summary_without_servers_says_so():
+    text = "\n".join(filters.restore_summary(manifest(objects=[]), image="mlflow:3.17.2", stopped=100.0, finished=0))
+    assert "servers: none" in text
+    assert "without service" not in text

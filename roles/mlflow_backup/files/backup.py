@@ -52,7 +52,6 @@ def store(bucket: Bucket, environment: str, report: dict) -> None:
     """Upload the dumps, then the manifest."""
     path = work() / "dump.list"
     databases = read_list(path.read_text("utf-8"), 6) if path.is_file() else {}
-    report["changed"] = bool(databases)
     if not databases:
         say("nothing to store: no database was dumped")
         return
@@ -86,7 +85,7 @@ def store(bucket: Bucket, environment: str, report: dict) -> None:
         "revisions": {name: entry["revision"] for name, entry in stores.items()},
     }
     (work() / "backup.json").write_text(json.dumps(kept), "utf-8")
-    report.update(kept)
+    report.update(kept, changed=True)
     say(f"backup {backup_id} of {environment} is in bucket {bucket.name}: {kept['bytes']} bytes")
 
 

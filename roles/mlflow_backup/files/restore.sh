@@ -145,7 +145,7 @@ restore() {
         > "$work/stdout" 2> "$work/stderr" &
     follow $! "restoring $label" || :
     if ! grep -qx restored "$work/stdout"; then
-        explain "$(cat "$work/stderr" "$work/reading" | sed 's/^psql:<stdin>:[0-9]*: //; /^HINT: /d')"
+        explain "$(cat "$work/stderr" "$work/reading" | sed 's/^psql:<stdin>:[0-9]*: //; s/^ERROR:  *//; /^HINT: /d')"
         case $words in
             *'lock timeout'*) words="sessions use it: $(blockers); end them, and run again" ;;
         esac
@@ -168,7 +168,7 @@ check() {
 restored=
 case ${1:-} in
     check)
-        printf '%s\n' "$MLFLOW_BACKUP_TARGETS" > "$work/list"
+        printf '%s' "$MLFLOW_BACKUP_TARGETS" > "$work/list"
         command=check ;;
     restore)
         cp "$work/restore.list" "$work/list"
