@@ -154,7 +154,7 @@ def restore_summary(manifest: dict[str, Any], *, image: str, stopped: float, fin
     Args:
         manifest: The backup's manifest.
         image: The image that the inventory names.
-        stopped, finished: When the servers were stopped and when they served again, in seconds; 0 when none was started.
+        stopped, finished: When the servers were stopped, and when they served again; 0 when none was started.
     """
     revisions = ", ".join(f"{store} {kept['revision']}" for store, kept in sorted(manifest["stores"].items()))
     lines = [f"restored backup {manifest['id']} of {manifest['time']}: {revisions}", f"servers: {served_by(manifest)}"]
