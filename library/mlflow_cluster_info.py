@@ -29,6 +29,20 @@ options:
         description: The Secret's name.
         type: str
         required: true
+  config_maps:
+    description: ConfigMaps to read.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      namespace:
+        description: Namespace of the ConfigMap.
+        type: str
+        required: true
+      name:
+        description: Name of the ConfigMap.
+        type: str
+        required: true
   node_ports:
     description: Node ports that the environment wants, each of 30000 to 32767 and free or its own Service's already.
     type: list
@@ -94,6 +108,10 @@ secrets:
   description: The texts of the Secrets by C(<namespace>/<name>); values that are no UTF-8 text are left out.
   returned: success
   type: dict
+config_maps:
+  description: The data of the ConfigMaps by C(<namespace>/<name>); empty for one that does not exist.
+  returned: success
+  type: dict
 absent_secrets:
   description: The Secrets that do not exist, as C(<namespace>/<name>).
   returned: success
@@ -110,6 +128,7 @@ from ansible.module_utils.ansible_mlflow.errors import run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.basic import AnsibleModule
 
+OBJECT = {"namespace": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
 ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
     "namespace": {"type": "str", "required": True},
@@ -118,8 +137,9 @@ ARGUMENTS = {
         "elements": "dict",
         "default": [],
         "no_log": False,
-        "options": {"namespace": {"type": "str", "required": True}, "name": {"type": "str", "required": True}},
+        "options": OBJECT,
     },
+    "config_maps": {"type": "list", "elements": "dict", "default": [], "options": OBJECT},
     "node_ports": {
         "type": "list",
         "elements": "dict",
@@ -148,6 +168,7 @@ def look(module: AnsibleModule) -> dict:
         "server_version": version,
         "namespace_exists": exists,
         "secrets": secrets,
+        "config_maps": cluster_info.read_config_maps(cluster, params["config_maps"]),
         "absent_secrets": absent,
         "node_ports_checked": checked,
     }

@@ -107,6 +107,11 @@ server_version:
   returned: success
   type: str
   sample: "17.6"
+revisions:
+  description: What the version tables of the databases hold, by database and table, as far as it may be read.
+  returned: success
+  type: dict
+  sample: {mlflow: {alembic_version: [dc11669786a5]}}
 sql:
   description: What an administrator has to run in psql, without any password.
   returned: when there is no administrator and something is missing
@@ -158,6 +163,7 @@ def ensure(module: AnsibleModule) -> dict:
         "changed": bool(outcome.changes),
         "changes": outcome.changes,
         "server_version": outcome.server_version,
+        "revisions": outcome.revisions,
     }
     if module._diff:
         result["diff"] = {"before": outcome.before, "after": outcome.after}

@@ -46,6 +46,15 @@ def read_secrets(cluster: Cluster, wanted: list[dict]) -> tuple[dict, list[str]]
     return secrets, absent
 
 
+def read_config_maps(cluster: Cluster, wanted: list[dict]) -> dict[str, dict]:
+    """The data of ConfigMaps by ``<namespace>/<name>``; empty for one that does not exist."""
+    found = {}
+    for entry in wanted:
+        path = f"/api/v1/namespaces/{entry['namespace']}/configmaps/{entry['name']}"
+        found[f"{entry['namespace']}/{entry['name']}"] = (cluster.get(path) or {}).get("data") or {}
+    return found
+
+
 def decoded(data: dict) -> dict:
     """The texts among a Secret's base64 values."""
     texts = {}

@@ -79,12 +79,13 @@ class Wanted:
 
 @dataclass
 class Outcome:
-    """What was changed, or would be, and how it looked before and after."""
+    """What was changed, or would be, and how it looked before and after; the revisions found in each database."""
 
     changes: list[str] = field(default_factory=list)
     before: dict = field(default_factory=dict)
     after: dict = field(default_factory=dict)
     server_version: str = ""
+    revisions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def note(self, sentence: str, key: str, before, after) -> None:
         """Add a change."""

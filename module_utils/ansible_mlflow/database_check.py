@@ -43,6 +43,7 @@ class Check:
                         self.outcome.server_version = check_version(connection, self.server)
                         if name not in self.looked:
                             self._look(connection, name)
+                            self.outcome.revisions[name] = contents.revisions(connection)
                             self.looked.add(name)
                 except ConnectError as error:
                     if error.state in ("28P01", "28000"):

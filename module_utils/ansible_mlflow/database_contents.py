@@ -61,6 +61,26 @@ CREATES = """
     FROM pg_roles, pg_namespace
     WHERE nspname = 'public' AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')"""
 
+# What belongs to the migrator and the runtime role may not use, since somebody took a right away.
+LACKING = """
+    SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, relname AS bare,
+           format('public.%%I', relname) AS name
+    FROM pg_class, pg_roles
+    WHERE rolname = %(runtime)s AND relnamespace = to_regnamespace('public') AND relkind IN ('r', 'p', 'S')
+      AND pg_get_userbyid(relowner) = %(migrator)s
+      AND NOT CASE
+          WHEN relkind = 'S' THEN has_sequence_privilege(pg_roles.oid, pg_class.oid, 'USAGE')
+          WHEN relname = ANY(%(versions)s) THEN has_table_privilege(pg_roles.oid, pg_class.oid, 'SELECT')
+          ELSE has_table_privilege(pg_roles.oid, pg_class.oid, 'SELECT')
+               AND has_table_privilege(pg_roles.oid, pg_class.oid, 'INSERT')
+               AND has_table_privilege(pg_roles.oid, pg_class.oid, 'UPDATE')
+               AND has_table_privilege(pg_roles.oid, pg_class.oid, 'DELETE') END
+    ORDER BY relname"""
+# Not everybody may read them: an administrator who is no superuser.
+READABLE = """
+    SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('public') AND relname = ANY(%(versions)s)
+      AND has_table_privilege(oid, 'SELECT')"""
+
 
 @dataclass
 class Facts:
@@ -69,6 +89,7 @@ class Facts:
     Attributes:
         schema_owner: The owner of the schema public; None when there is no such schema.
         objects: What should belong to the migrator and does not.
+        lacking: What belongs to the migrator and lacks the rights of the runtime role.
         runtime_creates, migrator_creates: Whether the role may create tables in the schema public.
     """
 
@@ -78,6 +99,7 @@ class Facts:
     schema_owner: str | None
     schema_rights: set[str]
     objects: list[dict] = field(default_factory=list)
+    lacking: list[dict] = field(default_factory=list)
     runtime_creates: bool = False
     migrator_creates: bool = True
 
@@ -113,6 +135,7 @@ def read(connection, name: str, wanted: Wanted) -> Facts:
         schema and schema["owner"],
         set(schema["rights"]) if schema else set(),
         rows(connection, OBJECTS, names),
+        rows(connection, LACKING, {**names, "versions": list(VERSION_TABLES)}),
         creates["runtime"],
         creates["migrator"],
     )
@@ -123,7 +146,19 @@ def plan(facts: Facts, wanted: Wanted) -> list[Change]:
     moved = ownership(facts, wanted)
     changes = [moved] if moved else []
     changes += database_rights(facts, wanted, moved) + schema_rights(facts, wanted)
-    return changes
+    return changes + row_rights(facts, wanted)
+
+
+def revisions(connection) -> dict[str, list[str]]:
+    """The revisions by version table, of those that are there and may be read."""
+    tables = rows(connection, READABLE, {"versions": list(VERSION_TABLES)})
+    return {
+        table["relname"]: [
+            row["version_num"]
+            for row in rows(connection, f"SELECT version_num FROM public.{table['relname']} ORDER BY 1", None)  # noqa: S608
+        ]
+        for table in tables
+    }
 
 
 def ownership(facts: Facts, wanted: Wanted) -> Change | None:
@@ -245,6 +280,23 @@ def schema_rights(facts: Facts, wanted: Wanted) -> list[Change]:
             )
         )
     return changes
+
+
+def row_rights(facts: Facts, wanted: Wanted) -> list[Change]:
+    """What the schema's upgrade has granted to the runtime role, and somebody took away since."""
+    if not facts.lacking:
+        return []
+    runtime, count = wanted.runtime.username, len(facts.lacking)
+    what = f"{count} object{'' if count == 1 else 's'} of database {facts.name}"
+    return [
+        Change(
+            f"restored the rights of {runtime} on {what}",
+            f"database {facts.name}, objects that {runtime} may not use",
+            count,
+            0,
+            [f"GRANT {right_on(item)} ON {item['kind']} {item['name']} TO {quoted(runtime)}" for item in facts.lacking],
+        )
+    ]
 
 
 def may_create(wanted: Wanted, name: str) -> str:

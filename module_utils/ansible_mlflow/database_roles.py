@@ -242,6 +242,7 @@ class Administration:
                 try:
                     with connection.transaction():
                         changes = self._put_right(connection, name)
+                    self.outcome.revisions[name] = contents.revisions(connection)
                     break
                 except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                     if attempt == LOCK_TRIES:

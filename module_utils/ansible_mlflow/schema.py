@@ -164,16 +164,9 @@ class Record:
         self._path = f"/api/v1/namespaces/{namespace}/configmaps"
         self._found = cluster.get(f"{self._path}/{name}")
 
-    @property
-    def _data(self) -> dict[str, str]:
-        return (self._found or {}).get("data") or {}
-
-    def heads(self, image: str, digest: str, stores: Stores) -> dict[str, str] | None:
+    def heads(self, plan: Plan, stores: Stores) -> dict[str, str] | None:
         """The recorded heads by store, if they were found by this image and program."""
-        if (self._data.get("image"), self._data.get("program")) != (image, digest):
-            return None
-        heads = {store: self._data.get(store, "") for store in stores.names}
-        return heads if all(heads.values()) else None
+        return recorded_heads((self._found or {}).get("data") or {}, plan, stores)
 
     def write(self, image: str, digest: str, heads: dict[str, str], labels: dict) -> bool:
         """Keep the image's heads; True when the record was another one before."""
@@ -193,6 +186,27 @@ class Record:
         else:
             self.cluster.create(self._path, body)
         return True
+
+
+def recorded_heads(data: dict[str, str], plan: Plan, stores: Stores) -> dict[str, str] | None:
+    """The heads by store of a record, if it is of this image and program (pure)."""
+    if (data.get("image"), data.get("program")) != (plan.image, plan.digest):
+        return None
+    heads = {store: data.get(store, "") for store in stores.names}
+    return heads if all(heads.values()) else None
+
+
+def known(plan: Plan, stores: Stores, record: dict, revisions: dict) -> Result | None:
+    """That nothing is to do, if what a run has learned already tells so; else None (pure).
+
+    :param record: the record's data. :param revisions: by database and version table, what they hold.
+    """
+    found = {}
+    for store, name in stores.names.items():
+        tables = revisions.get(name) or {}
+        table = next((table for table in version_tables(store) if table in tables), "")
+        found[store] = ", ".join(tables.get(table) or []) or None
+    return Result([], found, found) if found == recorded_heads(record, plan, stores) else None
 
 
 class Releases:
@@ -232,12 +246,12 @@ class Releases:
 def check(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     """Find out whether an upgrade is pending, and what it would do.
 
-    Starts a Job of the target image where the record does not tell. Nothing is changed but the record.
+    Starts a Job of the target image where the record does not tell. No database is changed.
 
     :raises Error: the databases cannot be read, or must not be upgraded; the message is the program's own.
     """
     record = Record(cluster, plan.namespace, plan.record)
-    heads = record.heads(plan.image, plan.digest, stores)
+    heads = record.heads(plan, stores)
     before = read_revisions(cluster, plan, stores, heads)
     if heads is not None and before == heads:
         return Result([], before, before)
@@ -249,11 +263,11 @@ def check(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     if not any(before.values()):
         # Nothing is there that could be lost, and nothing serves: the upgrade itself refuses what it must.
         return Result([], before, before, pending=True, plan=planned)
-    apply_all(cluster, plan.objects, check_mode=False)
+    applied = apply_all(cluster, plan.objects, check_mode=False)
     run = JobRun(cluster, plan.namespace, plan.manifest, plan.timeout, plan.say)
     report, log = run.run()
-    heads = heads_of(report, stores, run, log)
-    result = Result([], before, before, bool(report.get("plan")), report.get("plan") or [], report, log, job_ran=True)
+    heads, lines = heads_of(report, stores, run, log), report.get("plan") or []
+    result = Result(applied.changes, before, before, bool(lines), lines, report, log, job_ran=True)
     if not result.pending:
         keep_record(plan, record, heads, result)
     return result
@@ -272,7 +286,7 @@ def upgrade(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     stopped_at, failed = 0.0, None
     with session(cluster, plan.reach, stores) as databases, databases.alone(plan.timeout, plan.say):
         before = databases.revisions()
-        apply_all(cluster, plan.objects, check_mode=False)
+        applied = apply_all(cluster, plan.objects, check_mode=False)
         try:
             if any(before.values()):
                 stopped_at = stop(cluster, plan)
@@ -286,8 +300,8 @@ def upgrade(cluster: Cluster, plan: Plan, stores: Stores) -> Result:
     # What the program found under its lock; while it waited for the lock another one may have done the work.
     before = {store: report[store].get("before", before[store]) for store in stores.names}
     after = {store: report[store].get("revision") for store in stores.names}
-    result = Result(changes_between(stores, before, after), before, after, report=report, log=log, job_ran=True)
-    result.stopped_at = stopped_at
+    changes = applied.changes + changes_between(stores, before, after)
+    result = Result(changes, before, after, report=report, log=log, job_ran=True, stopped_at=stopped_at)
     keep_record(plan, Record(cluster, plan.namespace, plan.record), heads, result)
     return result
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from ansible.module_utils.ansible_mlflow import schema
+from ansible.module_utils.ansible_mlflow.apply import Applied
 from ansible.module_utils.ansible_mlflow.database import ConnectError, Server
 from ansible.module_utils.ansible_mlflow.errors import Error
 from ansible.module_utils.ansible_mlflow.schema import Plan, Releases, Session, Stores
@@ -92,7 +93,7 @@ def world(monkeypatch, tmp_path):
 
         monkeypatch.setattr(schema.JobRun, "run", run)
         monkeypatch.setattr(schema, "Rollout", FakeRollout)
-        monkeypatch.setattr(schema, "apply_all", lambda *_args, **_kwargs: events.append("apply"))
+        monkeypatch.setattr(schema, "apply_all", lambda *_args, **_kwargs: events.append("apply") or Applied())
         FakeSession.live = live
         monkeypatch.setattr(schema, "session", lambda *_args: contextlib.nullcontext(FakeSession()))
         cluster = FakeCluster(record)
@@ -202,6 +203,36 @@ def test_a_program_without_a_report_is_no_success(world):
 def test_a_manifest_without_the_programs_digest_is_refused(world):
     with pytest.raises(Error, match=r"expected the annotation mlflow\.ansible/program-digest"):
         world(schema.check, None, EMPTY, manifest={"metadata": {"name": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("record", "revisions", "is_known"),
+    [
+        (RECORD, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {"alembic_version_auth": ["a2"]}}, True),
+        # Before MLflow 3.6 the users' revision was in the usual table; the own one counts where there are both.
+        (RECORD, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {"alembic_version": ["a2"]}}, True),
+        (
+            RECORD,
+            {
+                "mlflow": {"alembic_version": ["t2"]},
+                "mlflow_auth": {"alembic_version": ["a2"], "alembic_version_auth": ["a1"]},
+            },
+            False,
+        ),
+        (RECORD, {"mlflow": {"alembic_version": ["t2", "t1"]}, "mlflow_auth": {"alembic_version_auth": ["a2"]}}, False),
+        (RECORD, {"mlflow": {"alembic_version": ["t2"]}}, False),
+        (RECORD, {}, False),
+        ({}, {}, False),
+        ({**RECORD, "image": "i0"}, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {}}, False),
+        ({**RECORD, "program": "d0"}, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {}}, False),
+    ],
+)
+def test_what_the_run_knows_already_is_not_asked_again(record, revisions, is_known):
+    plan = Plan("ns", MANIFEST, [], "record", "i1", "", "mlflow-dev", "auto", 60, False)
+    found = schema.known(plan, STORES, record, revisions)
+    assert bool(found) == is_known
+    if found:
+        assert (found.pending, found.changes, found.before) == (False, [], HEADS)
 
 
 @pytest.mark.parametrize(
