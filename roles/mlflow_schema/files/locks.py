@@ -84,8 +84,11 @@ def long_transactions(connection) -> list[str]:
     if not seen:
         return []
     pids = sorted({pid for pid, _transaction in seen})
-    # PostgreSQL's own workers have no user, and give way.
-    named = f"SELECT {SESSION} FROM pg_stat_activity a WHERE a.pid = ANY(%s) AND a.usename IS NOT NULL"  # noqa: S608
+    # PostgreSQL's own workers have no user, and give way. This project's own sessions are waited for elsewhere.
+    named = (
+        f"SELECT {SESSION} FROM pg_stat_activity a WHERE a.pid = ANY(%s) AND a.usename IS NOT NULL "  # noqa: S608
+        "AND NOT (a.usename = current_user AND coalesce(a.application_name, '') ~ '^(mlflow-|ansible-mlflow)')"
+    )
     rows = query(connection, named, pids)
     return [session_words(row) for row in rows]
 
