@@ -230,23 +230,28 @@ def request(
     )
 
 
+def client_environment(environment: str, secrets: dict[str, str]) -> dict[str, str]:
+    """The settings of a client on this machine, with the administrator's credentials."""
+    return {
+        "PATH": os.environ["PATH"],
+        "MLFLOW_TRACKING_URI": f"http://localhost:{NODE_PORTS[environment]}",
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": secrets["MLFLOW_AUTH_ADMIN_PASSWORD"],
+        "MLFLOW_S3_ENDPOINT_URL": f"http://localhost:{MINIO_NODE_PORTS[environment]}",
+        "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
+        "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    }
+
+
 def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
     """Run code in a real MLflow client on this machine; it leaves its answer in `answer`."""
     program = f"import json, mlflow, pathlib, tempfile\n{code}\nprint(json.dumps(answer))"
     done = subprocess.run(
         [CLIENT, "-c", program],
-        env={
-            "PATH": os.environ["PATH"],
-            "MLFLOW_TRACKING_URI": f"http://localhost:{NODE_PORTS[environment]}",
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": secrets["MLFLOW_AUTH_ADMIN_PASSWORD"],
-            "MLFLOW_S3_ENDPOINT_URL": f"http://localhost:{MINIO_NODE_PORTS[environment]}",
-            "AWS_ACCESS_KEY_ID": secrets["AWS_ACCESS_KEY_ID"],
-            "AWS_SECRET_ACCESS_KEY": secrets["AWS_SECRET_ACCESS_KEY"],
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        },
+        env=client_environment(environment, secrets),
         capture_output=True,
         text=True,
         timeout=120,

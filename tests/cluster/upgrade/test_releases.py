@@ -1,0 +1,41 @@
+"""Every release that MLflow's users come from is upgraded with all its data and all its users' rights."""
+
+from __future__ import annotations
+
+import re
+
+import old_release
+import pytest
+from conftest import Cluster, site
+from old_release import differences, read_inside, read_outside, timed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(cluster: Cluster) -> None:
+    old_release.prepare()
+
+
+@pytest.mark.parametrize("release", old_release.releases())
+def test_a_release_is_upgraded_with_all_that_it_holds(cluster: Cluster, release: str) -> None:
+    timed(f"deploy MLflow {release}", old_release.deploy, cluster, release)
+    timed("fill it", old_release.fill, cluster)
+    before = timed("read it with its own client", read_inside, cluster)
+    # Else the comparison would be of nothing with nothing.
+    assert all(before["data"].values()), before["data"].keys()
+    assert is_denied(before["rights"]) == (release != "3.16.0"), "3.14 to 3.16 cannot deny"
+
+    run = site("dev")
+    print(f"site.yml: {run.seconds:.0f} s; {' '.join(re.findall('Without service.*', run.output))}")
+    assert run.status == 0, run.output
+    assert "Traceback" not in run.output
+    assert old_release.image(cluster) == "localhost/mlflow:3.17.2"
+    after = timed("read it with the new client", read_outside, cluster)
+    assert differences(before, after) == []
+
+    again = site("dev")
+    assert (again.status, again.changed) == (0, 0), again.output
+
+
+def is_denied(rights: dict) -> bool:
+    """Whether dave is refused what everybody else may see."""
+    return rights["dave"]["experiment closed"]["read"] == rights["dave"]["model closed-model"]["read"] == 403
