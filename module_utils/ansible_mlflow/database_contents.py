@@ -20,8 +20,9 @@ DATABASE = f"""
 SCHEMA = f"""
     SELECT pg_get_userbyid(nspowner) AS owner, {RIGHTS.format(acl="nspacl", kind="n", owner="nspowner")} AS rights
     FROM pg_namespace WHERE nspname = 'public'"""  # noqa: S608 - constants of this file only
-# What should be the migrator's and is not: all that belongs to the runtime role, and whatever is in the schema public
-# or in a schema of either role. What is part of an extension, or a function of a type, is not given away apart from it,
+# What should be the migrator's and is not: all that belongs to the runtime role, and what a superuser has put into the
+# schema public or a schema of either role, as a dump that was restored does. Another role's objects are its own: the
+# schema's plan refuses them. What is part of an extension, or a function of a type, is not given away apart from it,
 # and a table's sequence follows the table.
 OBJECTS = """
     WITH item AS (
@@ -49,7 +50,7 @@ OBJECTS = """
     FROM item JOIN pg_namespace ON pg_namespace.oid = item.schema
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND pg_get_userbyid(owner) <> %(migrator)s
       AND (pg_get_userbyid(owner) = %(runtime)s
-           OR kind <> 'SCHEMA'
+           OR kind <> 'SCHEMA' AND (SELECT rolsuper FROM pg_roles WHERE pg_roles.oid = owner)
            AND (nspname = 'public' OR pg_get_userbyid(nspowner) IN (%(runtime)s, %(migrator)s, 'pg_database_owner')))
       AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = item.class AND objid = item.oid
                       AND (deptype = 'e' OR deptype = 'i' AND kind = 'ROUTINE'))

@@ -86,7 +86,7 @@ def size_words(connection, table: str) -> str:
     return f"{size}, about {rows} rows" if rows else size
 
 
-# The tables of explicit permissions before 3.14: (table, resource type, columns that name the resource, workspace).
+# The tables of explicit permissions before 3.13: (table, resource type, columns that name the resource, workspace).
 LEGACY_PERMISSIONS = (
     ("experiment_permissions", "experiment", ("experiment_id",), False),
     ("registered_model_permissions", "registered_model", ("name",), True),
@@ -98,7 +98,7 @@ LEGACY_PERMISSIONS = (
 
 
 def denied_users(connection) -> list[str]:
-    """The users who are explicitly denied something, by MLflow's tables of before 3.14."""
+    """The users who are explicitly denied something, by MLflow's tables of before 3.13."""
     found: set[str] = set()
     for table, *_rest in LEGACY_PERMISSIONS:
         if there(connection, table):
@@ -119,7 +119,7 @@ def denial_words(users: list[str]) -> str:
     if not revisions.can_deny():
         raise SchemaError(
             Exit.REFUSED,
-            f"users are explicitly denied access ({shown}), which revision {PERMISSIONS_TO_ROLES} of MLflow 3.14 drops "
+            f"users are explicitly denied access ({shown}), which revision {PERMISSIONS_TO_ROLES} of MLflow 3.13 drops "
             f"and MLflow {revisions.mlflow_version()} cannot express: upgrade to 3.17 or later, where they stay "
             f"denied, or take these NO_PERMISSIONS away first; nothing was changed",
         )
@@ -135,7 +135,7 @@ def before_upgrade(store: Store, seconds: float) -> None:
         return
     with closing(connect(store, seconds)) as connection:
         if store.unstamped and store.version_table == AUTH_VERSION_TABLE:
-            # What MLflow's releases from 3.7 on do by themselves, and 3.6 forgot, so that it fails.
+            # What later releases of MLflow do by themselves, and 3.6.0 forgot, so that it fails.
             say(f"{store.label}: writing its revision {FIRST_AUTH_REVISION} into {AUTH_VERSION_TABLE}")
             query(
                 connection,

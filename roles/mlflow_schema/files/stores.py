@@ -163,9 +163,15 @@ def query(connection, statement: str, *values) -> list[tuple]:
 def inspect_all(stores: list[Store]) -> None:
     """Find out in which state every database is, and refuse where an upgrade would do harm."""
     seconds = seconds_of("MLFLOW_SCHEMA_CONNECT_SECONDS", 60)
+    import psycopg2
+
     for store in stores:
         with closing(connect(store, seconds)) as connection:
-            inspect(store, connection)
+            try:
+                inspect(store, connection)
+            except psycopg2.errors.InsufficientPrivilege as error:
+                told = f"{store.label} has tables of another role, or of another program: {one_line(error)}"
+                raise SchemaError(Exit.ACCESS, f"{told}; nothing was changed") from None
     judge_together(stores)
     problems = [f"{store.label} {store.problem}" for store in stores if store.problem]
     if problems:
