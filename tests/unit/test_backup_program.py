@@ -293,8 +293,10 @@ def test_objects_are_kept_as_they_can_be_applied_again():
 @pytest.mark.parametrize(("annotation", "replicas"), [("3", 3), (None, 1)])
 def test_stopped_servers_are_kept_with_the_replicas_they_had(annotation, replicas):
     annotations = {filters.REPLICAS_BEFORE: annotation} if annotation else {}
-    (kept,) = filters.kept_objects([deployment(replicas=0, annotations=annotations)], names=NAMES)
+    live = deployment(replicas=0, annotations=annotations)
+    (kept,) = filters.kept_objects([live], names=NAMES)
     assert kept == deployment(replicas=replicas)
+    assert live == deployment(replicas=0, annotations={filters.REPLICAS_BEFORE: annotation} if annotation else {})
 
 
 def test_running_servers_are_kept_with_the_replicas_they_have():
