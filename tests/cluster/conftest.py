@@ -48,17 +48,25 @@ class Run:
         return sum(int(count) for count in re.findall(r"changed=(\d+)", self.output))
 
 
+def ansible_command(playbook: str, *environments: str, args: tuple[str, ...] = ()) -> list[str]:
+    """The command that runs a playbook for some environments on the embedded cluster."""
+    inventories = [f"--inventory=inventories/{name}" for name in (*environments, "embedded")]
+    return ["ansible-playbook", playbook, *inventories, *args]
+
+
+def ansible_environment() -> dict[str, str]:
+    """This process's own environment; but Molecule, which runs these tests, has settings of its own, and colours."""
+    environment = {name: value for name, value in os.environ.items() if not re.match("ANSIBLE_|FORCE_COLOR", name)}
+    return environment | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+
+
 def play(playbook: str, *environments: str, args: tuple[str, ...] = (), timeout: int = 900) -> Run:
     """Run a playbook for some environments on the embedded cluster."""
-    inventories = [f"--inventory=inventories/{name}" for name in (*environments, "embedded")]
-    # Molecule, which runs these tests, has settings of its own, and colours.
-    environment = {name: value for name, value in os.environ.items() if not re.match("ANSIBLE_|FORCE_COLOR", name)}
-    environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
-        ["ansible-playbook", playbook, *inventories, *args],
+        ansible_command(playbook, *environments, args=args),
         cwd=ROOT,
-        env=environment,
+        env=ansible_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -123,8 +131,10 @@ class Cluster:
         return self.core.read_namespaced_config_map(f"mlflow-config-{environment}", f"mlflow-{environment}").data
 
     @contextmanager
-    def database(self, environment: str, name: str) -> Iterator[psycopg.Connection]:
-        """A connection of PostgreSQL's administrator to one of an environment's databases."""
+    def database(
+        self, environment: str, name: str, login: tuple[str, str] | None = None
+    ) -> Iterator[psycopg.Connection]:
+        """A connection to one of an environment's databases, of PostgreSQL's administrator or of a role."""
         from ansible.module_utils.ansible_mlflow.kubernetes import Cluster as Api
         from ansible.module_utils.ansible_mlflow.tunnel import reach_service
 
@@ -136,8 +146,8 @@ class Cluster:
                 host=local_host,
                 port=local_port,
                 dbname=name,
-                user=admin["username"],
-                password=admin["password"],
+                user=login[0] if login else admin["username"],
+                password=login[1] if login else admin["password"],
                 autocommit=True,
             ) as connection,
         ):
@@ -259,6 +269,19 @@ def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of what `make test-full` runs, and no other."""
+    config.addinivalue_line("markers", "full: only in make test-full (MLFLOW_UPGRADE_FULL)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `make test-full` runs."""
+    if os.environ.get("MLFLOW_UPGRADE_FULL") != "true":
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

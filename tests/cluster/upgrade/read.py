@@ -9,22 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import requests
 from mlflow.entities import ViewType
-from people import PASSWORDS
-
-URI = os.environ["MLFLOW_TRACKING_URI"]
-ADMIN = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
-# What a verification leaves behind is no user's.
-FOREIGN = "ansible-mlflow verification"
+from rights import FOREIGN, rights
 
 
 def main(parts: list[str]) -> None:
@@ -34,7 +26,8 @@ def main(parts: list[str]) -> None:
 def data() -> dict[str, dict]:
     """Everything in the stores, by kind."""
     client = mlflow.MlflowClient()
-    experiments = all_experiments(client)
+    found = client.search_experiments(ViewType.ALL, max_results=1000)
+    experiments = {item.experiment_id: item for item in found if not item.name.startswith(FOREIGN)}
     answer = {
         "experiments": {key: experiment(item) for key, item in experiments.items()},
         "runs": runs(client, list(experiments)),
@@ -45,11 +38,6 @@ def data() -> dict[str, dict]:
     if hasattr(client, "search_logged_models"):
         answer["logged models"] = logged_models(client, list(experiments))
     return answer
-
-
-def all_experiments(client: mlflow.MlflowClient) -> dict[str, Any]:
-    found = client.search_experiments(ViewType.ALL, max_results=1000)
-    return {item.experiment_id: item for item in found if not item.name.startswith(FOREIGN)}
 
 
 def experiment(item: Any) -> dict:
@@ -138,7 +126,7 @@ def prompts(client: mlflow.MlflowClient) -> dict[str, Any]:
     for number in (1, 2):
         prompt = client.load_prompt("greeting", number)
         versions[str(number)] = {"template": prompt.template, "message": prompt.commit_message}
-    return {"versions": versions, "production": client.load_prompt("prompts:/greeting@production").version}
+    return {"versions": versions, "production": str(client.load_prompt("prompts:/greeting@production").version)}
 
 
 def traces(client: mlflow.MlflowClient, experiments: list[str]) -> dict[str, dict]:
@@ -214,82 +202,6 @@ def logged_models(client: mlflow.MlflowClient, experiments: list[str]) -> dict[s
         }
         for model in client.search_logged_models(experiments)
     }
-
-
-def rights() -> dict[str, dict]:
-    """What each user may do, found by asking for it.
-
-    Nothing is changed: a tag is set to what it is, and what needs more than to edit is asked for where it is not.
-    """
-    experiments = {item.name: key for key, item in all_experiments(mlflow.MlflowClient()).items()}
-    people = {"admin": ADMIN, **{name: (name, password) for name, password in PASSWORDS.items()}}
-    answer: dict[str, dict] = {
-        "nobody": {"logs in": call("GET", LOG_IN, None)},
-        "a wrong password": {"logs in": call("GET", LOG_IN, ("alice", "a-wrong-password"))},
-    }
-    # A server hashes a password for each request, and has more than one core to do it on.
-    with ThreadPoolExecutor(3) as pool:
-        found = pool.map(lambda login: rights_of(login, experiments), people.values())
-        return answer | dict(zip(people, found, strict=True))
-
-
-def rights_of(login: tuple[str, str], experiments: dict[str, str]) -> dict[str, Any]:
-    """What one user may do."""
-    answer: dict[str, Any] = {
-        "logs in": call("GET", LOG_IN, login),
-        "is admin": call("PATCH", "users/update-admin", login, username="nobody", is_admin=False),
-        "sees experiments": names("experiments/search?max_results=1000", login, "experiments"),
-        "sees models": names("registered-models/search?max_results=100", login, "registered_models"),
-    }
-    for experiment in TEAMS:
-        answer[f"experiment {experiment}"] = experiment_rights(experiment, experiments[experiment], login)
-    for model in ("classifier", "closed-model", "greeting"):
-        answer[f"model {model}"] = model_rights(model, login)
-    return answer
-
-
-LOG_IN = "experiments/search?max_results=1"
-TEAMS = {"vision": "red", "closed": "green", "carol's own": "carol"}
-
-
-def experiment_rights(name: str, key: str, login: tuple[str, str]) -> dict:
-    return levels(
-        ("GET", f"experiments/get?experiment_id={key}", {}),
-        ("POST", "experiments/set-experiment-tag", {"experiment_id": key, "key": "team", "value": TEAMS[name]}),
-        ("POST", "experiments/restore", {"experiment_id": key}),
-        login,
-    )
-
-
-def model_rights(name: str, login: tuple[str, str]) -> dict:
-    key, value = ("tone", "kind") if name == "greeting" else ("domain", name)
-    return levels(
-        ("GET", f"registered-models/get?name={name}", {}),
-        ("POST", "registered-models/set-tag", {"name": name, "key": key, "value": value}),
-        ("DELETE", "registered-models/alias", {"name": name, "alias": "none"}),
-        login,
-    )
-
-
-def levels(read: tuple, edit: tuple, manage: tuple, login: tuple[str, str]) -> dict[str, int]:
-    """The statuses of three requests; who may not do the one is not asked for the next."""
-    answer = {}
-    for level, (method, path, body) in (("read", read), ("edit", edit), ("manage", manage)):
-        answer[level] = call(method, path, login, **body)
-        if answer[level] == 403:
-            break
-    return answer
-
-
-def names(path: str, login: tuple[str, str], kind: str) -> list[str]:
-    found = requests.get(f"{URI}/api/2.0/mlflow/{path}", auth=login, timeout=30).json().get(kind, [])
-    return sorted(item["name"] for item in found if not item["name"].startswith(FOREIGN))
-
-
-def call(method: str, path: str, login: tuple[str, str] | None, **body: Any) -> int:
-    """The status that a request ends with."""
-    url = f"{URI}/api/2.0/mlflow/{path}"
-    return requests.request(method, url, json=body or None, auth=login, timeout=30).status_code
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import re
 import old_release
 import pytest
 from conftest import Cluster, site
-from old_release import differences, read_inside, read_outside, timed
+from old_release import timed
+from reading import differences, fill, read_inside, read_outside
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,7 +19,7 @@ def prepared(cluster: Cluster) -> None:
 @pytest.mark.parametrize("release", old_release.releases())
 def test_a_release_is_upgraded_with_all_that_it_holds(cluster: Cluster, release: str) -> None:
     timed(f"deploy MLflow {release}", old_release.deploy, cluster, release)
-    timed("fill it", old_release.fill, cluster)
+    timed("fill it", fill, cluster)
     before = timed("read it with its own client", read_inside, cluster)
     # Else the comparison would be of nothing with nothing.
     assert all(before["data"].values()), before["data"].keys()
