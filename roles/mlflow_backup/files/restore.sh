@@ -146,11 +146,16 @@ restore() {
     follow $! "restoring $label" || :
     if ! grep -qx restored "$work/stdout"; then
         explain "$(cat "$work/stderr" "$work/reading" | sed 's/^psql:<stdin>:[0-9]*: //; s/^ERROR:  *//; /^HINT: /d')"
+        outcome='was not restored, and is as it was'
         case $words in
             *'lock timeout'*) words="sessions use it: $(blockers); end them, and run again" ;;
+            *'server closed the connection'* | *'terminating connection'* | *'connection to server was lost'*)
+                # Perhaps the answer to COMMIT was lost.
+                changed=true
+                outcome='is perhaps not restored, so run again when the server is back' ;;
         esac
         earlier=${restored:+; restored already: $restored, so run again when that is mended}
-        fail "$code" "$label was not restored, and is as it was: $words$earlier"
+        fail "$code" "$label $outcome: $words$earlier"
     fi
     changed=true
     restored="${restored:+$restored, }$store"
