@@ -8,10 +8,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from conftest import ROOT, Cluster, Run, ansible_command, ansible_environment, request, site, wait_until
 from old_objects import NAME, NAMESPACE, deployment
 from old_release import DATABASES, EXPERIMENT_0, serves
@@ -112,11 +113,17 @@ def bare_server(cluster: Cluster, release: str) -> str:
 
 
 @contextmanager
-def held(cluster: Cluster, table: str, mode: str = "ROW EXCLUSIVE") -> Iterator[None]:
-    """Hold a lock on a table of the tracking database."""
-    with cluster.database("dev", "mlflow") as connection, connection.transaction():
-        connection.execute(f"LOCK TABLE {table} IN {mode} MODE")
-        yield
+def held(cluster: Cluster, table: str, mode: str = "ROW EXCLUSIVE") -> Iterator[int]:
+    """Hold a lock on a table of the tracking database, as long as the server lives; the session's pid."""
+    with ExitStack() as stack:
+        connection = stack.enter_context(cluster.database("dev", "mlflow"))
+        connection.execute(f"BEGIN; LOCK TABLE {table} IN {mode} MODE")
+        try:
+            yield connection.info.backend_pid
+        finally:
+            # The test may have killed the server.
+            with suppress(psycopg.OperationalError):
+                stack.close()
 
 
 def upgrade_pods(cluster: Cluster) -> list[Any]:
@@ -170,23 +177,25 @@ class Running:
 
     def kill(self) -> None:
         """End it and all its children at once, as a machine that fails."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
 
 
 @contextmanager
 def in_the_middle(cluster: Cluster, log: Path) -> Iterator[Running]:
-    """A run of site.yml whose upgrade stands still half way, for up to ten seconds, until the block ends."""
+    """A run of site.yml whose upgrade stands still half way until the block ends, or for ten seconds."""
     run = Running(log=log)
     try:
         wait_until(lambda: has_planned(cluster) or run.process.poll() is not None, 180, "the backup has begun")
+        # A dump may go on beside this lock; the upgrade may not.
         with held(cluster, "trace_info"):
             wait_until(lambda: waits(cluster) or run.process.poll() is not None, 120, "the upgrade has begun")
             assert run.process.poll() is None, run.output
             yield run
-    finally:
-        if run.process.poll() is None and run.wait():
-            pass
+    except BaseException:
+        run.kill()
+        raise
 
 
 def plain(output: str) -> str:
