@@ -30,7 +30,7 @@ manifests = load(FILES / "manifest.py")
 backup = load(FILES / "backup.py")
 filters = load(ROOT / "plugins/filter/mlflow_backup.py")
 
-ID = "20261125T134500Z"
+ID = "20261125T134500Z-3f2a"
 FIELD = st.text(st.characters(exclude_characters="\t\n", codec="utf-8"), min_size=1)
 
 
@@ -208,11 +208,13 @@ def test_other_arguments_are_refused(arguments):
     assert report["changed"] is False
 
 
-@pytest.mark.parametrize("backup_id", ["", "latest", "../20261125T134500Z", f"{ID}\n", f"{ID}/x"])
+@pytest.mark.parametrize(
+    "backup_id", ["", "latest", "../20261125T134500Z-3f2a", "20261125T134500Z", f"{ID}\n", f"{ID}/x"]
+)
 def test_what_is_no_id_is_refused(backup_id):
     code, report = run("show", backup_id)
     assert code == bucket.Exit.USAGE
-    assert "mlflow_backup_id: expected an id like 20261125T134500Z" in report["error"]
+    assert "mlflow_backup_id: expected an id like 20261125T134500Z-3f2a" in report["error"]
 
 
 def test_what_is_missing_in_the_environment_is_named():

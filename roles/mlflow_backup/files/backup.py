@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ from pathlib import Path
 from bucket import BackupError, Bucket, Exit, needed, say
 from manifest import check_targets, manifest_problem, read_list, restore_list, summary, version_of
 
-ID = re.compile(r"[0-9]{8}T[0-9]{6}Z")
+ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}")
 NEWEST = 10
 
 
@@ -57,7 +58,8 @@ def store(bucket: Bucket, environment: str, report: dict) -> None:
         return
     begun = time.time()
     objects = json.loads(Path(__file__).with_name("objects.json").read_text("utf-8"))
-    backup_id = free_id(bucket, environment)
+    # Two Jobs may begin in the same second.
+    backup_id = f"{utc('%Y%m%dT%H%M%SZ', begun)}-{secrets.token_hex(2)}"
     stores = {}
     for name, database in databases.items():
         dump = work() / "backup" / f"{name}.dump"
@@ -87,15 +89,6 @@ def store(bucket: Bucket, environment: str, report: dict) -> None:
     (work() / "backup.json").write_text(json.dumps(kept), "utf-8")
     report.update(kept, changed=True)
     say(f"backup {backup_id} of {environment} is in bucket {bucket.name}: {kept['bytes']} bytes")
-
-
-def free_id(bucket: Bucket, environment: str) -> str:
-    """An id that no backup has."""
-    while True:
-        backup_id = utc("%Y%m%dT%H%M%SZ")
-        if backup_id not in bucket.folders(f"{environment}/"):
-            return backup_id
-        time.sleep(1)
 
 
 def key_of(environment: str, backup_id: str, name: str) -> str:
@@ -200,7 +193,7 @@ def run(arguments: list[str], report: dict) -> None:
     elif len(arguments) == 2 and arguments[0] in with_id:
         if not ID.fullmatch(arguments[1]):
             raise BackupError(
-                Exit.USAGE, f"mlflow_backup_id: expected an id like 20261125T134500Z, got {arguments[1]!r}"
+                Exit.USAGE, f"mlflow_backup_id: expected an id like 20261125T134500Z-3f2a, got {arguments[1]!r}"
             )
         with_id[arguments[0]](own_bucket(), needed("MLFLOW_BACKUP_ENVIRONMENT"), report, arguments[1])
     else:
