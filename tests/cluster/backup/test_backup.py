@@ -159,7 +159,7 @@ def test_a_dry_run_says_what_it_would_do(cluster: Cluster, backup: str, still_se
     assert f"A check runs no Job: backup {backup} was not looked at" in folded(done.output)
 
 
-@pytest.mark.parametrize("backup_id", ["latest", "20200101T000000Z"])
+@pytest.mark.parametrize("backup_id", ["latest", "20200101T000000Z-0000"])
 def test_a_backup_that_is_not_there_is_refused(
     cluster: Cluster, backup: str, still_served: None, backup_id: str
 ) -> None:
@@ -170,8 +170,8 @@ def test_a_backup_that_is_not_there_is_refused(
 
 
 def test_an_upload_that_was_cut_off_is_no_backup(cluster: Cluster, backup: str, still_served: None) -> None:
-    put(cluster.object_store(ENVIRONMENT), f"{ENVIRONMENT}/20200102T000000Z/tracking.dump", b"half")
-    done = restore("20200102T000000Z")
+    put(cluster.object_store(ENVIRONMENT), f"{ENVIRONMENT}/20200102T000000Z-0000/tracking.dump", b"half")
+    done = restore("20200102T000000Z-0000")
     assert done.status != 0
     assert "is incomplete: it has no manifest" in folded(done.output)
 
@@ -256,7 +256,7 @@ def test_no_key_can_do_more_than_it_has_to(cluster: Cluster, backup: str) -> Non
 def test_what_is_overwritten_in_the_bucket_is_kept(cluster: Cluster, backup: str) -> None:
     own = cluster.secret(NAMESPACE, f"mlflow-maintenance-{ENVIRONMENT}")
     backups = s3(ENVIRONMENT, own["BACKUP_AWS_ACCESS_KEY_ID"], own["BACKUP_AWS_SECRET_ACCESS_KEY"])
-    name = f"{ENVIRONMENT}/20200103T000000Z/tracking.dump"
+    name = f"{ENVIRONMENT}/20200103T000000Z-0000/tracking.dump"
     put(backups, name, b"first")
     put(backups, name, b"second")
     store = cluster.object_store(ENVIRONMENT)
