@@ -46,7 +46,8 @@ UPGRADE_FULL := 2.22.4 3.4.0 3.5.1 3.6.0 3.10.1 3.16.0
 .PHONY: test-full
 test-full: DATA := test
 test-full: MLFLOW_VERSIONS += $(UPGRADE_FULL)
-test-full: cluster client ## Every release to upgrade from, and every fault in the middle of it: about an hour
+test-full: cluster client ## What takes longer: backups, every old release, every fault in the middle of an upgrade
+	molecule test --scenario-name backup
 	MLFLOW_UPGRADE_FROM="$(UPGRADE_FULL)" MLFLOW_UPGRADE_FULL=true molecule test --scenario-name upgrade
 
 .PHONY: lint
