@@ -73,11 +73,20 @@ def check(stores: list[Store], report: dict) -> None:
 
 def plan(stores: list[Store], report: dict) -> None:
     """Say what an upgrade would do, refuse what it could not do, and ask for a backup of what it would change."""
+    seconds = seconds_of("MLFLOW_SCHEMA_CONNECT_SECONDS", 60)
+    with closing(connect(stores[0], seconds)) as lock:
+        # An upgrade under way, of a run that was killed perhaps, would change under one's eyes what is looked at here.
+        take_lock(stores[0], lock, seconds_of("MLFLOW_SCHEMA_LOCK_SECONDS", 600))
+        look_ahead(stores, report, seconds)
+
+
+def look_ahead(stores: list[Store], report: dict, seconds: float) -> None:
+    """The work of :func:`plan`, while nobody upgrades."""
     inspect_all(stores)
     remember(stores)
     report["plan"], report["prepare"], todo = [], False, False
     for store in stores:
-        with closing(connect(store, seconds_of("MLFLOW_SCHEMA_CONNECT_SECONDS", 60))) as connection:
+        with closing(connect(store, seconds)) as connection:
             unfinished = crossings.is_unfinished(store, connection)
             if store.state == "current" and not unfinished:
                 continue
@@ -104,9 +113,8 @@ def plan_words(store: Store, unfinished: bool) -> str:
 def refuse_what_would_fail(store: Store, connection) -> None:
     """Find out before anything is stopped what the upgrade would run into."""
     user = query(connection, "SELECT current_user")[0][0]
-    schema, may_create = query(connection, "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE')")[
-        0
-    ]
+    statement = "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE')"
+    ((schema, may_create),) = query(connection, statement)
     if not schema or not may_create:
         raise SchemaError(
             Exit.ACCESS,
