@@ -11,6 +11,7 @@ import os
 import time
 from typing import Any
 
+import urllib3
 from conftest import KUBECONFIG, Cluster, request, site, wait_until
 from old_objects import NAME, NAMESPACE, manifests
 from reading import fill, read_inside
@@ -115,7 +116,7 @@ def serves(cluster: Cluster) -> bool:
     deployment = cluster.apps.read_namespaced_deployment(NAME, NAMESPACE)
     try:
         return bool(deployment.status.ready_replicas) and request("dev", EXPERIMENT_0, password=password).status == 200
-    except OSError:
+    except urllib3.exceptions.HTTPError:
         return False
 
 

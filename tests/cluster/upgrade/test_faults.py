@@ -125,6 +125,15 @@ def test_the_new_server_migrates_nothing_by_starting(cluster: Cluster) -> None:
     assert serves(cluster)
 
 
-@pytest.mark.full
-def test_users_and_data_in_one_database_of_3_4(cluster: Cluster) -> None:
-    raise NotImplementedError
+def test_users_and_data_in_one_database(cluster: Cluster) -> None:
+    """As a release before 3.6 could have it, when the inventory names another database for the users: it is empty."""
+    tables = "CREATE TABLE users (id int, username text); CREATE TABLE experiment_permissions (id int)"
+    owner = "ALTER TABLE users OWNER TO mlflow_migrator; ALTER TABLE experiment_permissions OWNER TO mlflow_migrator"
+    user_row = "INSERT INTO users VALUES (1, 'alice')"
+    with edited(cluster, f"{tables}; {owner}; {user_row}", "DROP TABLE users, experiment_permissions"):
+        try:
+            words = ("holds 1 of MLflow's users too", "Name mlflow as the auth database as well", "nothing was changed")
+            refused(cluster, *words, args=("-e", "mlflow_database_auth_name=another"))
+        finally:
+            with cluster.database("dev", "postgres") as connection:
+                connection.execute("DROP DATABASE IF EXISTS another WITH (FORCE)")

@@ -34,9 +34,10 @@ def kill_postgres(cluster: Cluster) -> None:
     ("harm", "words"),
     [
         pytest.param(kill_the_pod, "", id="the Job's pod is killed"),
-        pytest.param(kill_postgres, "server went away", id="PostgreSQL is killed", marks=pytest.mark.full),
+        pytest.param(kill_postgres, "server went away", id="PostgreSQL is killed"),
     ],
 )
+@pytest.mark.full
 def test_the_old_version_serves_again(
     cluster: Cluster, before: dict[str, Any], tmp_path: Path, harm: Any, words: str
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import urllib3
 from conftest import ROOT, Cluster, Run, ansible_command, ansible_environment, request, site, wait_until
 from old_objects import NAME, NAMESPACE, deployment
 from old_release import DATABASES, EXPERIMENT_0, serves
@@ -34,10 +35,8 @@ class User(threading.Thread):
             self.asked += 1
             try:
                 status = request("dev", EXPERIMENT_0, password=self.password).status
-            except OSError as error:
+            except urllib3.exceptions.HTTPError as error:
                 status = str(error)
-            except Exception as error:
-                status = repr(error)
             if status != 200:
                 self.failures.append((time.monotonic(), status))
 
