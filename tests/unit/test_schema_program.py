@@ -250,7 +250,7 @@ def test_why_an_upgrade_failed_and_whether_to_try_again(words, blockers, code, t
 @pytest.mark.parametrize("users", [["dave"], [f"u{number}" for number in range(12)]])
 def test_denials_that_cannot_be_kept_are_a_reason_to_refuse(monkeypatch, users):
     monkeypatch.setattr(crossings.revisions, "can_deny", lambda: True)
-    assert f"{len(users)} users" in crossings.denial_words(users)
+    assert f"denials of {len(users)} user" in crossings.denial_words(users)
     monkeypatch.setattr(crossings.revisions, "can_deny", lambda: False)
     with pytest.raises(SchemaError, match=f"explicitly denied access .*{users[0]}.*upgrade to 3.17 or later"):
         crossings.denial_words(users)

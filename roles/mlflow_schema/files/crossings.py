@@ -124,8 +124,8 @@ def denial_words(users: list[str]) -> str:
             f"denied, or take these NO_PERMISSIONS away first; nothing was changed",
         )
     return (
-        f"note {PERMISSIONS_TO_ROLES}: MLflow drops explicit denials; those of {shown} are kept, as DENY grants "
-        f"({len(users)} users)"
+        f"note {PERMISSIONS_TO_ROLES}: MLflow drops the explicit denials of {len(users)} "
+        f"user{'' if len(users) == 1 else 's'} ({shown}); they are kept, as DENY grants"
     )
 
 
