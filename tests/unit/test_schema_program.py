@@ -227,8 +227,10 @@ def test_the_backup_is_asked_for_every_database_with_data(monkeypatch, tmp_path)
     monkeypatch.setenv("MLFLOW_SCHEMA_WORK", str(tmp_path))
     tracking, auth = store_of("tracking", {**PLACE, "user": "m"}), store_of("auth")
     tracking.revision = "a"
-    schema.ask_for_backup([tracking, auth])
+    schema.ask_for_backup([tracking, auth], wanted=True)
     assert (tmp_path / "dump.list").read_text() == "tracking\th\t1\td\tm\ta\n"
+    schema.ask_for_backup([tracking, auth], wanted=False)
+    assert (tmp_path / "dump.list").read_text() == ""
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def look_ahead(stores: list[Store], report: dict, seconds: float) -> None:
             report["prepare"] |= crossings.wants_prepopulation(store, connection)
             report["plan"] += [plan_words(store, unfinished), *crossings.notes(store, connection)]
             refuse_what_would_fail(store, connection)
-    if todo and any(store.revision for store in stores):
-        ask_for_backup(stores)
+    # Also where there is nothing to back up: a pod whose containers run again has the list of before.
+    ask_for_backup(stores, wanted=todo and not waived())
 
 
 def plan_words(store: Store, unfinished: bool) -> str:
@@ -153,14 +153,14 @@ def refuse_what_would_fail(store: Store, connection) -> None:
         )
 
 
-def ask_for_backup(stores: list[Store]) -> None:
-    """Tell the containers that follow in this Job which databases to dump."""
+def ask_for_backup(stores: list[Store], wanted: bool) -> None:
+    """Tell the containers that follow in this pod which databases to dump: all that hold data, or none."""
     work = os.environ.get("MLFLOW_SCHEMA_WORK", "")
-    if not work or waived():
+    if not work:
         return
     text = ""
     for store in stores:
-        if store.revision:
+        if wanted and store.revision:
             where = [str(store.parameters.get(key, "")) for key in ("host", "port", "dbname", "user")]
             text += "\t".join([store.name, *where, store.revision]) + "\n"
     Path(work, "dump.list").write_text(text, "utf-8")
