@@ -35,9 +35,11 @@ def read_outside(cluster: Cluster, *parts: str) -> dict[str, Any]:
 
 def inside(cluster: Cluster, program: str, *arguments: str) -> str:
     """Run a program in the server's pod with the administrator's credentials; its standard output."""
-    from kubernetes.stream import stream
-
-    pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR).items
+    pods = [
+        pod
+        for pod in cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR).items
+        if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp
+    ]
     settings = {
         "MLFLOW_TRACKING_URI": "http://localhost:5000",
         "MLFLOW_TRACKING_USERNAME": "admin",
@@ -47,19 +49,25 @@ def inside(cluster: Cluster, program: str, *arguments: str) -> str:
     }
     given = " ".join(f"{name}={value}" for name, value in settings.items())
     command = f'{given} MLFLOW_TRACKING_PASSWORD="$MLFLOW_AUTH_ADMIN_PASSWORD" exec python /opt/test/{program} "$@"'
+    return execute(cluster, pods[0].metadata.name, NAMESPACE, ["sh", "-c", command, program, *arguments])
+
+
+def execute(cluster: Cluster, pod: str, namespace: str, command: list[str]) -> str:
+    """Run a command in a pod's container; its standard output."""
+    from kubernetes.stream import stream
+
     session = stream(
         cluster.core.connect_get_namespaced_pod_exec,
-        pods[0].metadata.name,
-        NAMESPACE,
-        container="mlflow",
-        command=["sh", "-c", command, program, *arguments],
+        pod,
+        namespace,
+        command=command,
         stdout=True,
         stderr=True,
         _preload_content=False,
     )
     session.run_forever(timeout=300)
     errors = session.read_stderr()
-    assert session.returncode == 0, f"{program} in the old image: {errors[-3000:]}"
+    assert session.returncode == 0, f"in pod {pod}: {errors[-3000:]}"
     return session.read_stdout()
 
 

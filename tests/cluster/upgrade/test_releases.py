@@ -9,6 +9,7 @@ import pytest
 from conftest import Cluster, site
 from old_release import timed
 from reading import differences, fill, read_inside, read_outside
+from watching import bare_server, state
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,6 +36,19 @@ def test_a_release_is_upgraded_with_all_that_it_holds(cluster: Cluster, release:
 
     again = site("dev")
     assert (again.status, again.changed) == (0, 0), again.output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("release", old_release.releases())
+def test_the_new_server_migrates_nothing_of_a_release_by_starting(cluster: Cluster, release: str) -> None:
+    old_release.deploy(cluster, release)
+    given = site("dev", args=("--tags", "mlflow_database"))
+    assert given.status == 0, given.output
+    before = state(cluster)
+    end = bare_server(cluster, "3.17.2")
+    print(f"the new server alone: {end[-300:]}")
+    assert state(cluster) == before
+    assert old_release.serves(cluster)
 
 
 def is_denied(rights: dict) -> bool:
