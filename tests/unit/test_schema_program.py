@@ -285,7 +285,8 @@ def test_a_wrong_use_ends_with_one_sentence_and_a_report(monkeypatch, capsys, tm
 
 def test_mlflows_own_upgrade_gets_no_setting_of_the_server_and_its_last_words_are_told(monkeypatch, tmp_path):
     fake = tmp_path / "python"
-    output = "ValueError: no such column\n[SQL: DROP\n]"
+    frames = 'Traceback (most recent call last):\n  File "x.py", line 1\n    do()\n    ^^^^\n'
+    output = f"{frames}ValueError: no such column\n[SQL: DROP\n]"
     fake.write_text(
         f"#!/bin/sh\nenv | grep -e ^MLFLOW_ -e ^PGOPTIONS\nshift 4; echo \"$@\"\ncat <<'END'\n{output}\nEND\nexit 1\n"
     )
@@ -298,6 +299,9 @@ def test_mlflows_own_upgrade_gets_no_setting_of_the_server_and_its_last_words_ar
         schema.run_mlflow(store_of("tracking"), ["mlflow", "db", "upgrade", "postgresql://u@h/d"], "MLflow's upgrade")
     output = "".join(said)
     assert "MLFLOW_TRACKING_URI" not in output
+    assert "ValueError: no such column" in output
+    assert "Traceback" not in output
+    assert "x.py" not in output
     assert "mlflow db upgrade postgresql://u@h/d" in output
     assert "PGOPTIONS=-c lock_timeout=10000 -c statement_timeout=3600000" in output
 

@@ -53,6 +53,8 @@ LAUNCHER = (
 )
 # What Alembic says at every start, and nobody wants to know.
 NOISE = re.compile(r"Context impl |Will assume transactional DDL|alembic\.runtime\.migration")
+# The frames of an exception, of which the last line says what an operator needs.
+FRAMES = re.compile(r"Traceback \(most recent call last\)|\s|The above exception was|During handling of")
 RUNNING = re.compile(r"Running upgrade (?P<before>\S*) -> (?P<after>[^,\s]+)(?:, (?P<what>.*))?")
 
 
@@ -293,7 +295,7 @@ def run_mlflow(store: Store, arguments: list[str], what: str) -> None:
                 words.append(line.strip())
                 step = RUNNING.search(line)
                 if not step:
-                    sys.stderr.write("" if NOISE.search(line) else line)
+                    sys.stderr.write("" if NOISE.search(line) or FRAMES.match(line) else line)
                 elif step["after"] not in done and store.revision:
                     done.append(step["after"])
                     say(f"revision {len(done)} of {len(store.pending)}: {step['after']}, {step['what'] or ''}".strip())
