@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import ansible.module_utils
 import pytest
@@ -14,6 +16,15 @@ from ansible.module_utils.testing import patch_module_args
 ROOT = Path(__file__).parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 sys.path.insert(0, str(ROOT / "library"))
+
+
+def load_filter(name: str) -> ModuleType:
+    """Import a filter file by its path: Ansible's own loader does the same, so it is in no package."""
+    spec = importlib.util.spec_from_file_location(f"filter_{name}", ROOT / f"plugins/filter/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -1,41 +1,24 @@
-"""The filters: what they refuse, where secrets come from, and how each value is escaped."""
+"""The filters: what they refuse, and how each value is escaped."""
 
 from __future__ import annotations
 
 import configparser
-import importlib.util
 from fnmatch import fnmatchcase
-from pathlib import Path
-from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import load_filter
 from hypothesis import given
 from hypothesis import strategies as st
 
-FILTERS = Path(__file__).parents[2] / "plugins" / "filter"
-
-
-def load(name: str) -> ModuleType:
-    """Import a filter file by its path: Ansible's own loader does the same, so it is in no package."""
-    spec = importlib.util.spec_from_file_location(f"filter_{name}", FILTERS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-environment = load("mlflow_environment")
-server = load("mlflow_server")
+environment = load_filter("mlflow_environment")
+server = load_filter("mlflow_server")
 
 GOOD = {
     "mlflow_environment_name": "dev",
     "mlflow_environment_names": ["dev", "stg", "prod"],
     "mlflow_environment_namespace": "mlflow-dev",
     "mlflow_environment_image": "ghcr.io/mlflow/mlflow:v3.17.2-full",
-    "mlflow_environment_secrets": {},
     "mlflow_database_host": "dev-postgres.pgsql.svc.cluster.local",
     "mlflow_database_port": 5434,
     "mlflow_database_name": "mlflow",
@@ -128,137 +111,6 @@ def test_arguments_problems_are_told_once() -> None:
         {"msg": "no such variable"},
     ]
     assert environment.argument_problems(results) == ["a", "b", "no such variable"]
-
-
-def test_an_unknown_secret_is_named_and_its_value_is_not() -> None:
-    [problem] = environment.environment_problems(GOOD | {"mlflow_environment_secrets": {"admin_pasword": "hunter2"}})
-    assert "admin_pasword" in problem
-    assert "hunter2" not in problem
-
-
-def values(
-    given: dict[str, str], source: str = "generated", kept: dict[str, str] | None = None, **admins: dict
-) -> dict:
-    admins = {"database_admin": {}, "object_store_admin": {}} | admins
-    return environment.secret_values(given, source=source, environment="dev", kept=kept or {}, **admins)
-
-
-def test_generated_secrets_are_acceptable() -> None:
-    assert environment.secret_problems(values({})) == []
-
-
-def test_generated_secrets_differ_from_each_other_and_from_run_to_run() -> None:
-    first, second = values({}), values({})
-    made = [value for name, value in first.items() if value] + [
-        value for name, value in second.items() if value and name not in environment.ACCESS_KEYS
-    ]
-    assert len(set(made)) == len(made)
-    assert (first["object_store_access_key"], first["backup_access_key"]) == ("mlflow-dev", "mlflow-backup-dev")
-    assert first["admin_password"] != second["admin_password"]
-
-
-def test_what_the_cluster_keeps_is_not_generated_again() -> None:
-    kept = {"PGPASSWORD": "kept-database-password"}
-    assert values({}, kept=kept)["database_password"] == "kept-database-password"
-
-
-def test_what_is_given_beats_what_is_kept() -> None:
-    kept = {"PGPASSWORD": "kept-database-password"}
-    assert values({"database_password": "given"}, kept=kept)["database_password"] == "given"
-
-
-def test_the_inventory_source_takes_nothing_from_the_cluster() -> None:
-    assert values({}, source="inventory", kept={"PGPASSWORD": "kept"})["database_password"] == ""
-
-
-def test_administrators_come_from_their_secrets() -> None:
-    taken = values(
-        {},
-        database_admin={"username": "postgres", "password": "p"},
-        object_store_admin={"access_key": "a", "secret_key": "s"},
-    )
-    assert taken["database_admin_username"] == "postgres"
-    assert taken["object_store_admin_secret_key"] == "s"
-
-
-def test_each_secret_is_in_the_clusters_secret_of_those_who_read_it_and_administrators_in_none() -> None:
-    taken = values({"database_admin_username": "postgres", "database_admin_password": "top"})
-    assert set(environment.secret_data(taken)) == {
-        "MLFLOW_AUTH_ADMIN_PASSWORD",
-        "PGPASSWORD",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY",
-        "MLFLOW_CRYPTO_KEK_PASSPHRASE",
-        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
-    }
-    assert set(environment.secret_data(taken, secret="mlflow-maintenance")) == {
-        "MIGRATOR_PGPASSWORD",
-        "BACKUP_AWS_ACCESS_KEY_ID",
-        "BACKUP_AWS_SECRET_ACCESS_KEY",
-    }
-
-
-BEFORE_UPGRADES = ("database_migrator_password", "backup_access_key", "backup_secret_key")
-
-
-def test_an_inventory_of_before_there_were_upgrades_is_told_each_secret_that_it_lacks() -> None:
-    problems = environment.secret_problems(values({}) | dict.fromkeys(BEFORE_UPGRADES, ""))
-    assert [problem.split(" is missing; ")[0] for problem in problems] == [
-        f"mlflow_environment_secrets.{name}" for name in BEFORE_UPGRADES
-    ]
-
-
-def test_without_backups_their_keys_may_be_left_out_but_are_no_less_strict_when_given() -> None:
-    taken = values({}) | {"backup_access_key": "", "backup_secret_key": ""}
-    assert environment.secret_problems(taken, backup_required=False) == []
-    assert set(environment.secret_data(taken, secret="mlflow-maintenance")) == {"MIGRATOR_PGPASSWORD"}
-    [problem] = environment.secret_problems(taken | {"backup_secret_key": "a-long-secret-key"}, backup_required=False)
-    assert "together" in problem
-    weak = taken | {"backup_access_key": "backup", "backup_secret_key": "short"}
-    [problem] = environment.secret_problems(weak, backup_required=False)
-    assert "backup_secret_key has 5 characters" in problem
-    [problem] = environment.secret_problems(taken | {"database_migrator_password": ""}, backup_required=False)
-    assert "database_migrator_password is missing" in problem
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [("database_password", "database_migrator_password"), ("object_store_access_key", "backup_access_key")],
-)
-def test_what_the_server_has_is_no_key_to_what_it_must_not_do(first: str, second: str) -> None:
-    [problem] = environment.secret_problems(values({}) | {first: "one-and-the-same", second: "one-and-the-same"})
-    assert f"{second} is the same as {first}" in problem
-    assert "one-and-the-same" not in problem
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("admin_password", "", "is missing"),
-        ("admin_password", 123456789012, "is no text"),
-        ("admin_password", "eleven-char", "has 11 characters; expected at least 12"),
-        ("admin_password", "password1234", "published"),
-        ("admin_password", "two lines\nof password", "line break"),
-        ("database_password", "tiny!", "has 5 characters"),
-        ("database_migrator_password", "tiny!", "has 5 characters; expected at least 12"),
-        ("backup_access_key", "ab", "has 2 characters; expected 3 to 128"),
-        ("backup_secret_key", "", "is missing"),
-        ("backup_secret_key", "tiny!", "has 5 characters; expected 12 to 128"),
-        ("object_store_access_key", "ab", "has 2 characters; expected 3 to 128"),
-        ("flask_secret_key", "short", "has 5 characters"),
-        ("kek_passphrase", "mlflow-default-kek-passphrase-for-development-only", "published"),
-        ("webhook_key", "x" * 44, "not a Fernet key"),
-        ("webhook_key", "short", "expected 44 to 44"),
-        ("database_admin_password", "alone", "together"),
-        ("object_store_admin_access_key", "alone", "together"),
-    ],
-)
-def test_a_weak_secret_is_refused_without_showing_it(name: str, value: str, expected: str) -> None:
-    [problem] = environment.secret_problems(values({}) | {name: value})
-    assert name in problem
-    assert expected in problem
-    assert not value or str(value) not in problem.replace(name, "")
 
 
 @given(username=st.text(min_size=1), database=st.text(min_size=1))
