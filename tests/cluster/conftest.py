@@ -93,6 +93,7 @@ class Cluster:
         self.core = client.CoreV1Api(self.api)
         self.apps = client.AppsV1Api(self.api)
         self.batch = client.BatchV1Api(self.api)
+        self.networking = client.NetworkingV1Api(self.api)
 
     def resource_versions(self, environment: str) -> dict[str, str]:
         """The resourceVersion of every object of an environment by kind and name; empty without its namespace."""
@@ -105,6 +106,8 @@ class Cluster:
             "Deployment": self.apps.list_namespaced_deployment,
             "ReplicaSet": self.apps.list_namespaced_replica_set,
             "Job": self.batch.list_namespaced_job,
+            "ServiceAccount": self.core.list_namespaced_service_account,
+            "NetworkPolicy": self.networking.list_namespaced_network_policy,
         }
         versions = {
             f"{kind} {item.metadata.name}": item.metadata.resource_version

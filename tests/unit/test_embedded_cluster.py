@@ -172,6 +172,19 @@ COMMIT
 """
 
 
+def test_only_the_clusters_sets_of_addresses_are_removed(monkeypatch):
+    commands = []
+
+    def run(*words, check=True):
+        commands.append(words)
+        return "KUBE-SRC-2ABC\nmine\nKUBE-DST-3DEF\nKUBERNETES\n" if words[1] == "list" else ""
+
+    monkeypatch.setattr(node, "run", run)
+    monkeypatch.setattr(node.shutil, "which", lambda _: "/usr/sbin/ipset")
+    assert node.remove_address_sets() == ["removed 2 sets of addresses of Kubernetes"]
+    assert [words[2] for words in commands if words[1] == "destroy"] == ["KUBE-SRC-2ABC", "KUBE-DST-3DEF"]
+
+
 def test_only_the_clusters_firewall_rules_are_removed():
     assert node.firewall_removal(IPTABLES).splitlines() == [
         "*nat",

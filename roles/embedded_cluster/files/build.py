@@ -33,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 KUBERNETES_VERSION = "1.36.3"
 CONTAINERD_VERSION = "v2.3.4"
 COREDNS_VERSION = "v1.14.7"
+KUBE_ROUTER_VERSION = "v2.1.0"
 # MinIO has been distributed as source since 2025. The pseudo-version is the commit of the release in the image's tag.
 MINIO_VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 MINIO_TAG = "2026-02-12"
@@ -282,12 +283,14 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
     containerd = "github.com/containerd/containerd/v2/cmd/"
     commands = [f"{containerd}{c}@{CONTAINERD_VERSION}" for c in ("containerd", "containerd-shim-runc-v2", "ctr")]
     coredns, minio = f"github.com/coredns/coredns@{COREDNS_VERSION}", f"github.com/minio/minio@{MINIO_VERSION}"
+    router = f"github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@{KUBE_ROUTER_VERSION}"
     image = "localhost/{}:{}".format
     listed = [
         Part("supervisor", 0.2, build_supervisor, pins=(SUPERVISOR_VERSION,)),
         Part("kubernetes", 7, build_kubernetes, ("kubernetes/go.mod", "kubernetes/go.sum"), (KUBERNETES_VERSION,)),
         Part("containerd", 1, go_install(*commands), pins=tuple(commands)),
         Part("coredns", 2, go_install(coredns), pins=(coredns,)),
+        Part("kube-router", 2, go_install(router), pins=(router,)),
         Part("minio", 3, go_install(minio), pins=(minio,)),
         Part("base", 2, build_base, pins=(DEBIAN_SUITE,), image=image("base", DEBIAN_SUITE)),
         Part(

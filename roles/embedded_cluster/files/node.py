@@ -42,6 +42,7 @@ COMPONENTS = (
     "containerd",
     "kubelet",
     "kube-proxy",
+    "kube-router",
     "volumes",
 )
 DATA_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}")
@@ -75,6 +76,7 @@ SYSCTLS: dict[str, str | None] = {
 # Places that kubelet and CNI write to whatever they are told; `down` removes those that were not there before.
 FOREIGN_PLACES = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/log/pods")
 GUARD = "MLFLOW-GUARD"
+ADDRESS_SET = re.compile(r"KUBE-(SRC|DST)-")
 CHAIN = re.compile(rf"^:((?:KUBE|CNI)-\S+|{GUARD}) ")
 
 
@@ -410,7 +412,7 @@ def guard_network(settings: Settings) -> list[str]:
 
 
 def remove_firewall_rules() -> list[str]:
-    """Remove the chains of kube-proxy, kubelet, CNI and our own."""
+    """Remove the chains of kube-proxy, kube-router, kubelet, CNI and our own."""
     changes = []
     for family in ("iptables", "ip6tables"):
         if not shutil.which(f"{family}-save"):
@@ -418,7 +420,17 @@ def remove_firewall_rules() -> list[str]:
         if script := firewall_removal(run(f"{family}-save", check=False)):
             run(f"{family}-restore", "--noflush", "--wait", stdin=script)
             changes.append(f"removed the {family} chains of Kubernetes")
-    return changes
+    return changes + remove_address_sets()
+
+
+def remove_address_sets() -> list[str]:
+    """Remove kube-router's sets of addresses, which only its chains used."""
+    if not shutil.which("ipset"):
+        return []
+    names = [name for name in run("ipset", "list", "-name", check=False).split() if ADDRESS_SET.match(name)]
+    for name in names:
+        run("ipset", "destroy", name)
+    return [f"removed {len(names)} sets of addresses of Kubernetes"] if names else []
 
 
 def links(*filters: str) -> list[str]:

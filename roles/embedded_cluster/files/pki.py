@@ -250,11 +250,12 @@ def main() -> None:
         Wanted("controller-manager", "ca", "system:kube-controller-manager"),
         Wanted("scheduler", "ca", "system:kube-scheduler"),
         Wanted("proxy", "ca", "system:kube-proxy"),
+        Wanted("router", "ca", "kube-router"),
     ):
         store.certificate(wanted)
     store.service_account_key()
     server = f"https://{arguments.node_address}:6443"
-    for name in ("kubelet", "controller-manager", "scheduler", "proxy"):
+    for name in ("kubelet", "controller-manager", "scheduler", "proxy", "router"):
         store.kubeconfig(directory / f"{name}.kubeconfig", name, server)
     store.kubeconfig(arguments.directory / "kubeconfig", "admin", server)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(directory.glob("*.crt"))))

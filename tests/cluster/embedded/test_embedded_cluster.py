@@ -22,7 +22,7 @@ VOLUMES = Path("/tmp/hostpath_pv")
 ADDRESS = "10.250.0.1"
 BRIDGE = "mlflow0"
 LISTENERS = {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"}
-COMPONENTS = {*LISTENERS, "containerd", "containerd-shim-runc-v2", "supervisord", "volumes"}
+COMPONENTS = {*LISTENERS, "kube-router", "containerd", "containerd-shim-runc-v2", "supervisord", "volumes"}
 DATA, SCRATCH = "test", "test-scratch"
 # An address for documentation, which no machine has: this machine's on the way to its neighbour.
 HERE = "198.51.100.1"
@@ -143,6 +143,11 @@ def firewall() -> list[str]:
     return [line for line in lines if re.search(r"\b(KUBE|CNI|MLFLOW)-", line)]
 
 
+def address_sets() -> list[str]:
+    """What the chains of NetworkPolicies compare addresses with."""
+    return [name for name in command("ipset", "list", "-name").split() if name.startswith("KUBE-")]
+
+
 def cgroups() -> list[Path]:
     return [path for path in (*Path("/sys/fs/cgroup").glob("kubepods"), *Path("/sys/fs/cgroup").glob("*/kubepods"))]
 
@@ -208,6 +213,9 @@ class Keeper:
         core.create_namespaced_config_map(NAMESPACE, {**meta, "data": {"written": "before"}})
         claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
         core.create_namespaced_persistent_volume_claim(NAMESPACE, {**meta, "spec": claim})
+        # Everybody may come in; it is here for what kube-router makes of it.
+        policy = {"podSelector": {"matchLabels": {"app": "keeper"}}, "ingress": [{}]}
+        Cluster().networking.create_namespaced_network_policy(NAMESPACE, {**meta, "spec": policy})
         ports = {"type": "NodePort", "selector": {"app": "keeper"}, "ports": [{"port": 8000}]}
         self.port = core.create_namespaced_service(NAMESPACE, {**meta, "spec": ports}).spec.ports[0].node_port
         container = {
@@ -399,7 +407,14 @@ def test_down_leaves_nothing_but_the_data(keeper: Keeper, firewall_rule: str) ->
     processes = {pid: stat(pid)[19] for pid in (*components(), *pod_processes())}
     settings = json.loads((DIRECTORY / "before.json").read_text())["sysctls"]
     # Each of these finds something while the cluster runs, or it would prove nothing.
-    looks = {"processes": components, "mounts": mounts, "interfaces": interfaces, "rules": firewall, "cgroups": cgroups}
+    looks = {
+        "processes": components,
+        "mounts": mounts,
+        "interfaces": interfaces,
+        "rules": firewall,
+        "sets": address_sets,
+        "cgroups": cgroups,
+    }
     assert [name for name, look in looks.items() if not look()] == []
     plugged = set(interfaces())
 
