@@ -118,6 +118,9 @@ class Check:
             lines.append(f"REVOKE {migrator} FROM {runtime}")
         if not self.is_member:
             lines.append(f"GRANT {runtime} TO {migrator}")
+        if self.databases or self.inside or set(self.wanted.databases) - self.looked:
+            # To make something for a role, or give it away, one has to be a member of it.
+            lines += ["-- unless you are a superuser", f"GRANT {migrator}, {runtime} TO CURRENT_USER"]
         for name in self.wanted.databases:
             if name not in self.looked and name not in self.databases:
                 lines += [f"-- unless database {quoted(name)} is there", *self._creation(name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
@@ -35,6 +36,10 @@ MEMBERSHIPS = """
               SELECT FROM pg_roles AS aim WHERE (aim.rolname = %(migrator)s OR aim.rolsuper)
                  AND pg_has_role(granted.oid, aim.oid, 'MEMBER')))
     ORDER BY 1, 2"""
+# What the administrator may do with roles: act as they do, and hand them on.
+POWERS = """
+    SELECT rolname, pg_has_role(oid, 'USAGE') AS acts, pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') AS administers
+    FROM pg_roles WHERE rolname = ANY(%s) ORDER BY rolname"""
 TURN = "SELECT pg_try_advisory_lock(hashtextextended('ansible-mlflow: roles and databases', 0)) AS taken"
 TURN_SECONDS = 120
 # Giving away an object needs a lock on it. Everybody who wants the object waits behind the one who waits for the lock,
@@ -93,6 +98,7 @@ class Administration:
             roles = {role: self._read_role(connection, role) for role in self.wanted.roles}
             owners = self._read_owners(connection)
             self._refuse(roles, owners)
+            self._refuse_powerless(connection, roles)
             for role, found in roles.items():
                 self._ensure_role(connection, role, found, owners)
             self._ensure_memberships(connection)
@@ -144,6 +150,22 @@ class Administration:
                     f"left alone: choose another name, or give it away yourself with "
                     f"ALTER DATABASE {quoted(name)} OWNER TO {quoted(migrator)}"
                 )
+
+    def _refuse_powerless(self, connection, roles: dict[Role, dict | None]) -> None:
+        """Refuse an administrator who could not give itself the roles: since PostgreSQL 16, CREATEROLE is not enough.
+
+        Whoever makes a role may administer it; a role of somebody else's has to be granted.
+        """
+        powers = {row["rolname"]: row for row in rows(connection, POWERS, [[role.username for role in roles]])}
+        lacking = [name for name, power in powers.items() if not power["acts"] and not power["administers"]]
+        if self._version < 160000 or self._superuser or not lacking:
+            return
+        grants = "; ".join(f"GRANT {quoted(name)} TO {quoted(self.admin[0])} WITH ADMIN OPTION" for name in lacking)
+        raise Error(
+            f"PostgreSQL {self.server.label}: the administrator {self.admin[0]} may not administer role "
+            f"{' and role '.join(lacking)}, which it did not make; expected that a superuser has run {grants}; "
+            f"nothing was changed"
+        )
 
     def _ensure_role(self, connection, role: Role, found: dict | None, owners: dict[str, str]) -> None:
         username = role.username
@@ -237,7 +259,7 @@ class Administration:
         """
         import psycopg
 
-        with self._connect(name) as connection:
+        with self._enter(name) as connection:
             for attempt in range(1, LOCK_TRIES + 1):
                 try:
                     with connection.transaction():
@@ -250,6 +272,22 @@ class Administration:
                     time.sleep(LOCK_PAUSE_SECONDS)
         for change in changes if not is_new else []:
             self.outcome.note(change.sentence, change.key, change.before, change.after)
+
+    @contextlib.contextmanager
+    def _enter(self, name: str):
+        """A connection to a database. One that is closed to the administrator opens when it becomes a member.
+
+        In check mode it does not, so the migrator looks in its place.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._connect(name))
+            except ConnectError as error:
+                if not self.check_mode or error.state != "42501":
+                    raise
+                role = self.wanted.migrator
+                connection = stack.enter_context(connect(self.server, role.username, role.password, name, role.secret))
+            yield connection
 
     def _put_right(self, connection, name: str) -> list[contents.Change]:
         changes = contents.plan(contents.read(connection, name, self.wanted), self.wanted)

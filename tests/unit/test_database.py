@@ -229,6 +229,7 @@ def test_the_statements_for_an_administrator_are_in_order_and_show_no_password(m
         "CREATE ROLE \"mig\" LOGIN PASSWORD '<database_migrator_password>';",
         "CREATE ROLE \"mlflow\" LOGIN PASSWORD '<database_password>';",
         'GRANT "mlflow" TO "mig";',
+        'GRANT "mig", "mlflow" TO CURRENT_USER;',
         *[
             statement
             for name in ("tracking", "auth")
