@@ -78,20 +78,6 @@ options:
         description: The databases by store - C(tracking), C(auth), and C(registry) if it has one of its own.
         type: dict
         required: true
-  known:
-    description:
-      - What this run has learned already. Where it tells that nothing is to do, nothing is asked again - a third of a
-        second in place of one and a half.
-    type: dict
-    suboptions:
-      record:
-        description: The data of the ConfigMap C(record).
-        type: dict
-        required: true
-      revisions:
-        description: What the version tables hold, by database and table, as M(mlflow_database) returns it.
-        type: dict
-        required: true
   timeout:
     description: How many seconds to wait for the Job. What ends the Job itself is its own deadline.
     type: int
@@ -198,10 +184,6 @@ ARGUMENTS = {
     "releases": {"type": "path", "required": True},
     "deployment": {"type": "str", "required": True},
     "database": {"type": "dict", "required": True, "options": DATABASE},
-    "known": {
-        "type": "dict",
-        "options": {"record": {"type": "dict", "required": True}, "revisions": {"type": "dict", "required": True}},
-    },
     "timeout": {"type": "int", "default": 3600},
     "progress": {"type": "path"},
 }
@@ -221,10 +203,8 @@ def bring_up_to_date(module: AnsibleModule) -> dict:
     plan = schema.Plan(
         **{name: params[name] for name in given}, manifest=params["job"], check_mode=module.check_mode, say=say
     )
-    done = schema.known(plan, stores, **params["known"]) if params["known"] else None
-    if not done:
-        work = schema.check if params["state"] == "checked" else schema.upgrade
-        done = work(Cluster(params["kubeconfig"], params["context"]), plan, stores)
+    work = schema.check if params["state"] == "checked" else schema.upgrade
+    done = work(Cluster(params["kubeconfig"], params["context"]), plan, stores)
     result = {
         "changed": bool(done.changes),
         **{key: getattr(done, key) for key in ("changes", "before", "after", "pending", "plan", "job_ran")},

@@ -166,7 +166,11 @@ class Record:
 
     def heads(self, plan: Plan, stores: Stores) -> dict[str, str] | None:
         """The recorded heads by store, if they were found by this image and program."""
-        return recorded_heads((self._found or {}).get("data") or {}, plan, stores)
+        data = (self._found or {}).get("data") or {}
+        if (data.get("image"), data.get("program")) != (plan.image, plan.digest):
+            return None
+        heads = {store: data.get(store, "") for store in stores.names}
+        return heads if all(heads.values()) else None
 
     def write(self, image: str, digest: str, heads: dict[str, str], labels: dict) -> bool:
         """Keep the image's heads; True when the record was another one before."""
@@ -186,27 +190,6 @@ class Record:
         else:
             self.cluster.create(self._path, body)
         return True
-
-
-def recorded_heads(data: dict[str, str], plan: Plan, stores: Stores) -> dict[str, str] | None:
-    """The heads by store of a record, if it is of this image and program (pure)."""
-    if (data.get("image"), data.get("program")) != (plan.image, plan.digest):
-        return None
-    heads = {store: data.get(store, "") for store in stores.names}
-    return heads if all(heads.values()) else None
-
-
-def known(plan: Plan, stores: Stores, record: dict, revisions: dict) -> Result | None:
-    """That nothing is to do, if what a run has learned already tells so; else None (pure).
-
-    :param record: the record's data. :param revisions: by database and version table, what they hold.
-    """
-    found = {}
-    for store, name in stores.names.items():
-        tables = revisions.get(name) or {}
-        table = next((table for table in version_tables(store) if table in tables), "")
-        found[store] = ", ".join(tables.get(table) or []) or None
-    return Result([], found, found) if found == recorded_heads(record, plan, stores) else None
 
 
 class Releases:

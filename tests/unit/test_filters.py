@@ -14,6 +14,29 @@ from hypothesis import strategies as st
 environment = load_filter("mlflow_environment")
 server = load_filter("mlflow_server")
 
+
+from ansible.module_utils.ansible_mlflow import schema as schema_module
+from hypothesis import given
+from hypothesis import strategies as st
+
+FILTERS = Path(__file__).parents[2] / "plugins" / "filter"
+
+
+def load(name: str) -> ModuleType:
+    """Import a filter file by its path: Ansible's own loader does the same, so it is in no package."""
+    spec = importlib.util.spec_from_file_location(f"filter_{name}", FILTERS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+environment = load("mlflow_environment")
+server = load("mlflow_server")
+schema = load("mlflow_schema")
+
 GOOD = {
     "mlflow_environment_name": "dev",
     "mlflow_environment_names": ["dev", "stg", "prod"],
@@ -160,3 +183,38 @@ def test_allowed_hosts_are_the_ones_people_and_pods_call(host: str, allowed: boo
 )
 def test_a_pods_memory_holds_what_was_measured(workers: int, jobs: bool, measured: int) -> None:
     assert server.memory_megabytes(workers, job_execution=jobs) * 1.048 > measured * 1.2
+
+
+RECORD = {"image": "i1", "program": "d1", "tracking": "t2", "auth": "a2"}
+AT_HEAD = {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {"alembic_version_auth": ["a2"]}}
+
+
+@pytest.mark.parametrize(
+    ("record", "revisions", "is_current"),
+    [
+        (RECORD, AT_HEAD, True),
+        # Before MLflow 3.6 the users' revision was in the usual table; the own one counts where there are both.
+        (RECORD, AT_HEAD | {"mlflow_auth": {"alembic_version": ["a2"]}}, True),
+        (RECORD, AT_HEAD | {"mlflow_auth": {"alembic_version": ["a2"], "alembic_version_auth": ["a1"]}}, False),
+        (RECORD, AT_HEAD | {"mlflow": {"alembic_version": ["t2", "t1"]}}, False),
+        (RECORD, AT_HEAD | {"mlflow": {"alembic_version": ["t1"]}}, False),
+        (RECORD, {"mlflow": {"alembic_version": ["t2"]}}, False),
+        (RECORD, {}, False),
+        ({}, {}, False),
+        ({}, AT_HEAD, False),
+        (RECORD | {"image": "i0"}, AT_HEAD, False),
+        (RECORD | {"program": "d0"}, AT_HEAD, False),
+        (RECORD | {"auth": ""}, AT_HEAD | {"mlflow_auth": {}}, False),
+    ],
+)
+def test_what_the_run_knows_already_is_not_asked_again(record, revisions, is_current):
+    databases = {"tracking": "mlflow", "auth": "mlflow_auth"}
+    assert schema.is_current(databases, revisions=revisions, record=record, image="i1", program="d1") == is_current
+
+
+@pytest.mark.parametrize("store", ["tracking", "auth", "registry"])
+def test_the_filter_and_the_module_look_at_the_same_tables(store):
+    tables = schema_module.version_tables(store)
+    assert [schema.found(store, {table: [index] for table in tables[index:]}) for index in range(len(tables))] == [
+        [index] for index in range(len(tables))
+    ]

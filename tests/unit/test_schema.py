@@ -206,36 +206,6 @@ def test_a_manifest_without_the_programs_digest_is_refused(world):
 
 
 @pytest.mark.parametrize(
-    ("record", "revisions", "is_known"),
-    [
-        (RECORD, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {"alembic_version_auth": ["a2"]}}, True),
-        # Before MLflow 3.6 the users' revision was in the usual table; the own one counts where there are both.
-        (RECORD, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {"alembic_version": ["a2"]}}, True),
-        (
-            RECORD,
-            {
-                "mlflow": {"alembic_version": ["t2"]},
-                "mlflow_auth": {"alembic_version": ["a2"], "alembic_version_auth": ["a1"]},
-            },
-            False,
-        ),
-        (RECORD, {"mlflow": {"alembic_version": ["t2", "t1"]}, "mlflow_auth": {"alembic_version_auth": ["a2"]}}, False),
-        (RECORD, {"mlflow": {"alembic_version": ["t2"]}}, False),
-        (RECORD, {}, False),
-        ({}, {}, False),
-        ({**RECORD, "image": "i0"}, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {}}, False),
-        ({**RECORD, "program": "d0"}, {"mlflow": {"alembic_version": ["t2"]}, "mlflow_auth": {}}, False),
-    ],
-)
-def test_what_the_run_knows_already_is_not_asked_again(record, revisions, is_known):
-    plan = Plan("ns", MANIFEST, [], "record", "i1", "", "mlflow-dev", "auto", 60, False)
-    found = schema.known(plan, STORES, record, revisions)
-    assert bool(found) == is_known
-    if found:
-        assert (found.pending, found.changes, found.before) == (False, [], HEADS)
-
-
-@pytest.mark.parametrize(
     ("image", "head"),
     [
         ("ghcr.io/mlflow/mlflow:v3.17.2-full", "t2"),

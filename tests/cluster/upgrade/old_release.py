@@ -76,6 +76,8 @@ def remove(cluster: Cluster) -> None:
     options = {"propagation_policy": "Background", "grace_period_seconds": 0}
     cluster.apps.delete_collection_namespaced_deployment(NAMESPACE, **options)
     cluster.batch.delete_collection_namespaced_job(NAMESPACE, **options)
+    # As long as there is a ReplicaSet, it makes another pod for each that is deleted.
+    wait_until(lambda: not cluster.apps.list_namespaced_replica_set(NAMESPACE).items, 60, "no more pods are made")
     cluster.core.delete_collection_namespaced_pod(NAMESPACE, grace_period_seconds=0)
     wait_until(lambda: not cluster.core.list_namespaced_pod(NAMESPACE).items, 60, "the pods are gone")
     with cluster.database("dev", "postgres") as connection:
