@@ -7,35 +7,14 @@ from fnmatch import fnmatchcase
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from ansible.module_utils.ansible_mlflow import schema as schema_module
 from conftest import load_filter
 from hypothesis import given
 from hypothesis import strategies as st
 
 environment = load_filter("mlflow_environment")
 server = load_filter("mlflow_server")
-
-
-from ansible.module_utils.ansible_mlflow import schema as schema_module
-from hypothesis import given
-from hypothesis import strategies as st
-
-FILTERS = Path(__file__).parents[2] / "plugins" / "filter"
-
-
-def load(name: str) -> ModuleType:
-    """Import a filter file by its path: Ansible's own loader does the same, so it is in no package."""
-    spec = importlib.util.spec_from_file_location(f"filter_{name}", FILTERS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-environment = load("mlflow_environment")
-server = load("mlflow_server")
-schema = load("mlflow_schema")
+schema = load_filter("mlflow_schema")
 
 GOOD = {
     "mlflow_environment_name": "dev",
