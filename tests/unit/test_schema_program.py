@@ -195,6 +195,21 @@ def test_a_revision_is_told_with_its_release(tree, revision, words):
 
 
 @pytest.mark.parametrize(
+    ("heads", "words"),
+    [
+        ("rrr", "r (MLflow 1 to 3)"),
+        ("rrx", "r (MLflow 1 to 2)"),
+        ("rxr", "r (MLflow 1, 3)"),
+        ("rxrr", "r (MLflow 1, 3 to 4)"),
+    ],
+)
+def test_a_release_between_with_another_schema_is_not_named(monkeypatch, heads, words):
+    table = {str(place): {"tracking": head} for place, head in enumerate(heads, start=1)}
+    monkeypatch.setattr(history, "releases", lambda: table)
+    assert history.named("tracking", "r") == words
+
+
+@pytest.mark.parametrize(
     ("backup", "waived", "outcome"),
     [
         (None, "required", Exit.REFUSED),

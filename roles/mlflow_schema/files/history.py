@@ -135,8 +135,17 @@ def named(tree: str, revision: str | None) -> str:
     """A revision with the releases that it belongs to, for people."""
     if revision is None:
         return "empty"
-    found = releases_of(tree, revision)
-    if not found:
-        return revision
-    span = found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"
-    return f"{revision} (MLflow {span})"
+    spans = ", ".join(spans_of(releases_of(tree, revision)))
+    return f"{revision} (MLflow {spans})" if spans else revision
+
+
+def spans_of(found: list[str]) -> list[str]:
+    """Releases as spans without a gap: a patch release between two others may have another schema than both."""
+    places = {release: place for place, release in enumerate(releases())}
+    spans: list[list[str]] = []
+    for release in found:
+        if spans and places[release] == places[spans[-1][-1]] + 1:
+            spans[-1].append(release)
+        else:
+            spans.append([release])
+    return [span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans]
