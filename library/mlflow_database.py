@@ -53,10 +53,38 @@ options:
     type: str
     required: true
   databases:
-    description: The databases.
+    description: The databases of the tracking store and of the users, and that of the model registry if it is another.
     type: list
     elements: str
     required: true
+  servers:
+    description:
+      - The servers that will use them. What these may open at most, during a rollout too, is refused where PostgreSQL
+        has no room for it, with the sum and settings that fit.
+      - The room is max_connections less what is reserved and what others use now, and the limits of the role and of the
+        databases.
+    type: dict
+    suboptions:
+      replicas:
+        description: Number of pods.
+        type: int
+        required: true
+      workers:
+        description: Worker processes of a pod.
+        type: int
+        required: true
+      pool_size:
+        description: Connections that a worker keeps for each of its stores.
+        type: int
+        required: true
+      max_overflow:
+        description: Connections that it opens beyond these.
+        type: int
+        required: true
+      job_execution:
+        description: Whether MLflow runs its background jobs.
+        type: bool
+        default: false
 requirements:
   - psycopg >= 3.1
 extends_documentation_fragment:
@@ -83,6 +111,7 @@ EXAMPLES = r"""
     migrator_username: mlflow_migrator
     migrator_password: "{{ vault_mlflow_database_migrator_password }}"
     databases: [mlflow, mlflow_auth]
+    servers: {replicas: 2, workers: 2, pool_size: 2, max_overflow: 1}
 
 - name: See that the databases which another team made can be used
   mlflow_database:
@@ -119,13 +148,15 @@ sql:
 """
 
 from ansible.module_utils.ansible_mlflow import database
+from ansible.module_utils.ansible_mlflow.connections import Load
 from ansible.module_utils.ansible_mlflow.database_check import Check
 from ansible.module_utils.ansible_mlflow.database_roles import Administration
-from ansible.module_utils.ansible_mlflow.errors import run
+from ansible.module_utils.ansible_mlflow.errors import Error, run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT, reach_service
 from ansible.module_utils.basic import AnsibleModule
 
+NUMBERS = ("replicas", "workers", "pool_size", "max_overflow")
 ARGUMENTS = {
     "host": {"type": "str", "required": True},
     "port": {"type": "int", "default": 5432},
@@ -139,6 +170,13 @@ ARGUMENTS = {
     "migrator_username": {"type": "str", "required": True},
     "migrator_password": {"type": "str", "required": True, "no_log": True},
     "databases": {"type": "list", "elements": "str", "required": True},
+    "servers": {
+        "type": "dict",
+        "options": {
+            **{name: {"type": "int", "required": True} for name in NUMBERS},
+            "job_execution": {"type": "bool", "default": False},
+        },
+    },
 }
 
 
@@ -148,8 +186,13 @@ def ensure(module: AnsibleModule) -> dict:
         database.Role(f"{prefix}username", secret, params[f"{prefix}username"], params[f"{prefix}password"])
         for prefix, secret in (("", "database_password"), ("migrator_", "database_migrator_password"))
     )
+    databases, servers = params["databases"], params["servers"]
+    if not databases:
+        raise Error("databases: expected at least one, got an empty list")
+    tracking, auth, registry = [*databases, *databases[:1] * 2][:3]
+    load = Load(**servers, databases=(tracking, registry, auth, tracking)) if servers else None
     # Several stores may be in one database.
-    wanted = database.Wanted(runtime, migrator, list(dict.fromkeys(params["databases"])))
+    wanted = database.Wanted(runtime, migrator, list(dict.fromkeys(databases)), load)
     wanted.check()
     cluster = Cluster(params["kubeconfig"], params["context"])
     with reach_service(params["host"], params["port"], params["reach"], cluster) as address:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .errors import Error, MissingLibraryError, one_line
+
+if TYPE_CHECKING:
+    from .connections import Load
 
 CONNECT_TIMEOUT = 10
 STATEMENT_TIMEOUT_MS = 30_000
@@ -52,6 +56,8 @@ class Wanted:
     runtime: Role
     migrator: Role
     databases: list[str]
+    # What the servers will open; None where that is not known.
+    load: Load | None = None
 
     @property
     def roles(self) -> tuple[Role, Role]:
@@ -75,6 +81,8 @@ class Wanted:
             )
         for name in self.databases:
             check_identifier(name, "databases")
+        if self.load:
+            self.load.check()
 
 
 @dataclass

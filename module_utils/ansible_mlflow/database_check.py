@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import connections
 from . import database_contents as contents
 from .database import ConnectError, Outcome, Role, Server, Wanted, check_version, connect, first, quoted
 from .errors import Error
@@ -41,6 +42,7 @@ class Check:
                 try:
                     with connect(self.server, role.username, role.password, name, role.secret) as connection:
                         self.outcome.server_version = check_version(connection, self.server)
+                        connections.refuse(connection, self.server, self.wanted)
                         if name not in self.looked:
                             self._look(connection, name)
                             self.outcome.revisions[name] = contents.revisions(connection)

@@ -9,6 +9,7 @@ import hmac
 import re
 import time
 
+from . import connections
 from . import database_contents as contents
 from .database import ConnectError, Outcome, Role, Server, Wanted, check_version, connect, first, quoted, rows
 from .errors import Error
@@ -99,6 +100,7 @@ class Administration:
             owners = self._read_owners(connection)
             self._refuse(roles, owners)
             self._refuse_powerless(connection, roles)
+            connections.refuse(connection, self.server, self.wanted)
             for role, found in roles.items():
                 self._ensure_role(connection, role, found, owners)
             self._ensure_memberships(connection)

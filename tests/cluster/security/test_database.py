@@ -205,6 +205,35 @@ def test_a_database_of_somebody_else_is_left_alone(server: Server, check_mode: b
     assert server.names() == before
 
 
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_more_connections_than_postgresql_has_are_refused_before_anything_changes(
+    server: Server, check_mode: bool
+) -> None:
+    servers = {"replicas": 2, "workers": 2, "pool_size": 2, "max_overflow": 4}
+    with server.connect("boss"), server.connect("boss"):
+        message = server.ensure("mlflow", servers=servers, check_mode=check_mode)["msg"]
+    assert "it has 95 connections for MLflow (max_connections 100 - 3 reserved - 2 that others use now)" in message
+    assert "= 158; expected mlflow_server_pool_size 2 and mlflow_server_pool_max_overflow 1 or " in message
+    assert server.names() == {"boss"}
+    servers |= {"max_overflow": 1}
+    assert server.ensure("mlflow", servers=servers, check_mode=check_mode)["changes"]
+
+
+def test_limits_of_the_role_and_of_a_database_count_too(server: Server) -> None:
+    servers = {"replicas": 1, "workers": 2, "pool_size": 2, "max_overflow": 1}
+    server.ensure("mlflow")
+    with server.connect() as connection:
+        connection.execute("ALTER ROLE mlflow CONNECTION LIMIT 53")
+        connection.execute("ALTER DATABASE mlflow_auth CONNECTION LIMIT 18")
+    for admin in ("postgres", ""):
+        message = server.ensure("mlflow", servers=servers, admin_username=admin)["msg"]
+        assert "CONNECTION LIMIT 54 of role mlflow with CONNECTION LIMIT 19 of database mlflow_auth" in message
+    with server.connect() as connection:
+        connection.execute("ALTER ROLE mlflow CONNECTION LIMIT 54")
+        connection.execute("ALTER DATABASE mlflow_auth CONNECTION LIMIT 19")
+    assert server.ensure("mlflow", servers=servers)["changes"] == []
+
+
 def test_an_administrator_who_is_no_superuser_makes_everything(server: Server) -> None:
     dry = server.ensure("mlflow", admin_username="boss", check_mode=True)
     made = server.ensure("mlflow", admin_username="boss")
