@@ -105,7 +105,7 @@ def backup(cluster: Cluster) -> str:
     listed = json.dumps({"dump_list": "".join(lines)})
     done = play("tests/cluster/backup/backup.yml", ENVIRONMENT, args=("-e", listed))
     assert done.status == 0, done.output
-    return re.search(r"backup_id=(\w+)", done.output)[1]
+    return re.search(r"backup_id=([\w-]+)", done.output)[1]
 
 
 @pytest.fixture
