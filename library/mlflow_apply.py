@@ -16,7 +16,12 @@ options:
     description: The manifests. A task that hands Secrets over sets C(no_log), for Ansible shows a module's arguments.
     type: list
     elements: dict
-    required: true
+    default: []
+  removed:
+    description: Objects that must not be there, each by its C(apiVersion), C(kind) and C(metadata).
+    type: list
+    elements: dict
+    default: []
 extends_documentation_fragment:
   - mlflow
 attributes:
@@ -42,6 +47,16 @@ EXAMPLES = r"""
           namespace: mlflow-dev
         data:
           MLFLOW_WORKERS: "2"
+
+- name: Remove a policy
+  mlflow_apply:
+    kubeconfig: "{{ mlflow_environment_kubeconfig }}"
+    removed:
+      - apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata:
+          name: mlflow-dev
+          namespace: mlflow-dev
 """
 
 RETURN = r"""
@@ -53,14 +68,15 @@ changes:
   sample: [created ConfigMap mlflow-config-dev]
 """
 
-from ansible.module_utils.ansible_mlflow.apply import apply_all
+from ansible.module_utils.ansible_mlflow.apply import apply_all, remove_all
 from ansible.module_utils.ansible_mlflow.errors import run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.basic import AnsibleModule
 
 ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
-    "objects": {"type": "list", "elements": "dict", "required": True},
+    "objects": {"type": "list", "elements": "dict", "default": []},
+    "removed": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -68,9 +84,11 @@ def apply(module: AnsibleModule) -> dict:
     params = module.params
     cluster = Cluster(params["kubeconfig"], params["context"])
     applied = apply_all(cluster, params["objects"], module.check_mode)
-    result = {"changed": bool(applied.changes), "changes": applied.changes}
+    removed = remove_all(cluster, params["removed"], module.check_mode)
+    changes = applied.changes + removed.changes
+    result = {"changed": bool(changes), "changes": changes}
     if module._diff:
-        result["diff"] = applied.diffs
+        result["diff"] = applied.diffs + removed.diffs
     return result
 
 

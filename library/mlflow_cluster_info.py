@@ -61,6 +61,33 @@ options:
         description: Name of the Service that has or will have the port.
         type: str
         required: true
+  network:
+    description: What NetworkPolicies need to know.
+    type: dict
+    suboptions:
+      policies:
+        description: Selector of the labels of policies in the environment's namespace.
+        type: str
+        required: true
+      destinations:
+        description: What pods connect to; with none, nothing is read but the policies' names.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          host:
+            description: A Service's name, C(<name>.<namespace>.svc[.<domain>]), or any other host.
+            type: str
+            required: true
+          port:
+            description: The port that pods connect to.
+            type: int
+            required: true
+          protocols:
+            description: TCP, UDP or both.
+            type: list
+            elements: str
+            required: true
 extends_documentation_fragment:
   - mlflow
 attributes:
@@ -117,6 +144,12 @@ absent_secrets:
   returned: success
   type: list
   elements: str
+network:
+  description:
+    - C(ways), for each destination the peers (C(to), none for a host outside of the cluster) and C(ports) of a policy's
+      rule that leads there; C(pod_cidrs), each node's range of pod addresses; C(policies), the names of the policies.
+  returned: when O(network) is given
+  type: dict
 node_ports_checked:
   description: False when the user may not list the Services of all namespaces, so that only the range was checked.
   returned: success
@@ -126,6 +159,7 @@ node_ports_checked:
 from ansible.module_utils.ansible_mlflow import cluster_info
 from ansible.module_utils.ansible_mlflow.errors import run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
+from ansible.module_utils.ansible_mlflow.network import read_network
 from ansible.module_utils.basic import AnsibleModule
 
 OBJECT = {"namespace": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
@@ -150,6 +184,22 @@ ARGUMENTS = {
             "service": {"type": "str", "required": True},
         },
     },
+    "network": {
+        "type": "dict",
+        "options": {
+            "policies": {"type": "str", "required": True},
+            "destinations": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "host": {"type": "str", "required": True},
+                    "port": {"type": "int", "required": True},
+                    "protocols": {"type": "list", "elements": "str", "required": True},
+                },
+            },
+        },
+    },
 }
 
 
@@ -162,8 +212,10 @@ def look(module: AnsibleModule) -> dict:
     secrets, absent = cluster_info.read_secrets(cluster, params["secrets"])
     if not checked:
         module.warn("the user may not list the Services of all namespaces: nobody checked whether a node port is taken")
+    network = params["network"]
     return {
         "changed": False,
+        "network": network and read_network(cluster, params["namespace"], network["policies"], network["destinations"]),
         "server": cluster.server,
         "server_version": version,
         "namespace_exists": exists,

@@ -48,6 +48,28 @@ def apply_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applie
     return applied
 
 
+def remove_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applied:
+    """Remove the objects that are there, each named by its apiVersion, kind and metadata.
+
+    :raises Error: an object that the API server does not let go, with its kind and name.
+    """
+    applied, paths = Applied(), Paths(cluster)
+    for manifest in objects:
+        name, path = named(manifest), paths.of(manifest)
+        try:
+            before = cluster.get(path)
+            if before is None:
+                continue
+            if not check_mode:
+                cluster.delete(path, before["metadata"]["uid"])
+        except ApiError as error:
+            raise Error(f"{name}: {error}") from None
+        applied.changes.append(f"removed {name}")
+        shown_before, _ = shown(before, before)
+        applied.diffs.append({"before_header": name, "after_header": name, "before": shown_before, "after": {}})
+    return applied
+
+
 class Paths:
     """Where the API has each kind of object, asked from the API server once for each group and version."""
 

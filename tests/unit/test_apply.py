@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from ansible.module_utils.ansible_mlflow.apply import apply_all
+from ansible.module_utils.ansible_mlflow.apply import apply_all, remove_all
 from ansible.module_utils.ansible_mlflow.errors import Error
 from ansible.module_utils.ansible_mlflow.kubernetes import ApiError
 
@@ -50,6 +50,10 @@ class FakeCluster:
             self.writes += 1
             self.objects[path] = served(body)
         return served(body)
+
+    def delete(self, path: str, uid: str) -> None:
+        assert self.objects.pop(path)["metadata"]["uid"] == uid
+        self.writes += 1
 
 
 def served(body: dict) -> dict:
@@ -120,3 +124,14 @@ def test_a_secrets_diff_names_the_keys_that_differ_and_shows_no_value(check_mode
 def test_a_manifest_that_is_none_is_refused(manifest: dict, message: str) -> None:
     with pytest.raises(Error, match=message):
         apply_all(FakeCluster(), [manifest], check_mode=False)
+
+
+def test_what_must_not_be_there_is_removed_once_and_a_dry_run_only_says_so() -> None:
+    cluster = FakeCluster(CONFIG)
+    dry = remove_all(cluster, [CONFIG, SECRET], check_mode=True)
+    assert (dry.changes, cluster.writes) == (["removed ConfigMap config"], 0)
+    applied = remove_all(cluster, [CONFIG, SECRET], check_mode=False)
+    assert applied.changes == dry.changes
+    assert applied.diffs[0]["before"]["data"] == CONFIG["data"]
+    assert applied.diffs[0]["after"] == {}
+    assert remove_all(cluster, [CONFIG, SECRET], check_mode=False).changes == []

@@ -54,6 +54,15 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
     assert report["error"] == "start: not set: MLFLOW_TRACKING_PASSWORD"
 
 
+def test_a_client_of_a_proxied_server_needs_no_settings_of_s3(tmp_path: Path) -> None:
+    server = {name: value for name, value in SETTINGS.items() if name.startswith("MLFLOW_TRACKING")}
+    mlflow = "import os; raise RuntimeError(os.environ.get('MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD', 'as it comes'))"
+    _, report = run(tmp_path, mlflow=mlflow, **server, MLFLOW_VERIFICATION_ACCESS="proxied")
+    assert report["failed"] == {"step": "load the MLflow client", "reason": "as it comes"}
+    _, report = run(tmp_path, mlflow=mlflow, **server)
+    assert report["failed"]["reason"] == "not set: MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+
+
 def test_settings_come_from_standard_input_too(tmp_path: Path) -> None:
     mlflow = "import os; raise RuntimeError('user ' + os.environ['MLFLOW_TRACKING_USERNAME'])"
     _, report = run(tmp_path, "--environment-from-stdin", mlflow=mlflow, given=json.dumps(SETTINGS))

@@ -3,9 +3,11 @@
 
 Settings come from the environment, under the names that every MLflow client reads:
 MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION; and two of its own: MLFLOW_VERIFICATION_BUCKET (default "mlflow") and
-MLFLOW_VERIFICATION_TIMEOUT (seconds, default 120). With --environment-from-stdin, a JSON object of such variables is
-read from standard input first, so that a caller need not put a secret into an environment or an argument.
+AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION; and three of its own: MLFLOW_VERIFICATION_BUCKET (default "mlflow"),
+MLFLOW_VERIFICATION_TIMEOUT (seconds, default 120) and MLFLOW_VERIFICATION_ACCESS: "direct" (the default), or "proxied"
+for a client that has no settings of S3 and sees that it needs none. With --environment-from-stdin, a JSON object of
+such variables is read from standard input first, so that a caller need not put a secret into an environment or an
+argument.
 
 Each step is one line on standard error as it happens. The last line on standard output is a JSON report:
 {"ok", "steps": [{"name", "seconds"}], "failed": {"step", "reason"} or null, "error": both in one text or null,
@@ -33,7 +35,8 @@ from urllib.parse import urlsplit
 
 PREFIX = "ansible-mlflow-verification"
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")
-NEEDED = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_S3_ENDPOINT_URL", *SECRETS)
+NEEDED = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+NEEDED_FOR_S3 = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # Within the 30 seconds that Kubernetes gives a pod to stop.
 CLEANUP_SECONDS = 15
 CONNECT_SECONDS = 5
@@ -41,11 +44,13 @@ ARTIFACT = "artifact.bin"
 # Longer than one packet and no text, so that a changed byte, encoding or line ending shows.
 ARTIFACT_BYTES = 200_000
 
-CLIENT_SETTINGS = {
-    # Left unset, the client follows the server's offer of presigned URLs, which lead past the proxy to the object
-    # store's internal address. Set, the proxied steps really go through the server.
+# Left unset, the client follows the server's offer of presigned URLs, which lead past the proxy to the object store's
+# internal address. Set, the proxied steps really go through the server.
+WITHOUT_PRESIGNED = {
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+}
+CLIENT_SETTINGS = {
     # The client's defaults retry for minutes; a verification that fails is to fail soon.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -126,6 +131,7 @@ class Verification:
         self.uri = os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
         self.user = os.environ["MLFLOW_TRACKING_USERNAME"]
         self.bucket = os.environ.get("MLFLOW_VERIFICATION_BUCKET", "mlflow")
+        self.direct = _direct()
         self.id = uuid.uuid4().hex[:12]
         self.client = None
         self.client_version = self.server_version = None
@@ -135,19 +141,25 @@ class Verification:
             import mlflow
 
             self.client, self.client_version = mlflow.MlflowClient(), mlflow.__version__
-        with self.steps.step("reach the server and the object store"):
+        with self.steps.step("reach the server and the object store" if self.direct else "reach the server"):
             _connect(self.uri, "the server")
-            _connect(os.environ["MLFLOW_S3_ENDPOINT_URL"], "the object store")
+            if self.direct:
+                _connect(os.environ["MLFLOW_S3_ENDPOINT_URL"], "the object store")
         with self.steps.step("log in"):
             self._log_in()
         with self.steps.step("refuse a wrong password"):
             self._refused((self.user, f"wrong-{self.id}"), "a wrong password")
         with self.steps.step("refuse a request without a password"):
             self._refused(None, "a request without a password")
-        direct = self._round_trip(f"s3://{self.bucket}/{PREFIX}", "directly in S3")
-        self._round_trip(f"mlflow-artifacts:/{PREFIX}", "through the server")
+        if self.direct:
+            run = self._round_trip(f"s3://{self.bucket}/{PREFIX}", "directly in S3")
+            self._round_trip(f"mlflow-artifacts:/{PREFIX}", "through the server")
+        else:
+            with self.steps.step("see that the server leads no client past it"):
+                self._see_no_offer()
+            run = self._round_trip(f"mlflow-artifacts:/{PREFIX}", "through the server")
         with self.steps.step("register a model version"):
-            self._register(direct)
+            self._register(run)
         with self.steps.step("delete what was made"):
             if problems := self.made.delete_all():
                 raise Failure("; ".join(problems))
@@ -173,6 +185,13 @@ class Verification:
         status, _ = self._get("/api/2.0/mlflow/experiments/search?max_results=1", credentials)
         if status != 401:
             raise Failure(f"the server answered {what} with {status} instead of 401")
+
+    def _see_no_offer(self) -> None:
+        """A client that is offered a presigned URL takes it, and hangs where it does not reach the object store."""
+        status, text = self._get("/api/3.0/mlflow/server-info", None)
+        offers = json.loads(text) if status == 200 else {}
+        if any(offers.get(f"multipart_{way}_enabled") for way in ("uploads", "downloads")):
+            raise Failure("the server offers clients presigned URLs, which lead to the object store")
 
     def _experiment(self, location: str) -> str:
         """Return the identifier of the experiment whose artifacts are under this location."""
@@ -233,6 +252,10 @@ class Verification:
             raise Failure(f"the model version came back as {read.status}, from {read.source} of run {read.run_id}")
 
 
+def _direct() -> bool:
+    return os.environ.get("MLFLOW_VERIFICATION_ACCESS", "direct") == "direct"
+
+
 def _connect(url: str, what: str) -> None:
     """Open and close a connection, for a plain word where the clients below would retry for a minute."""
     parts = urlsplit(url)
@@ -276,7 +299,7 @@ def main() -> int:
     if "--environment-from-stdin" in sys.argv[1:]:
         os.environ.update(json.load(sys.stdin))
     secrets = [value for name in SECRETS if (value := os.environ.get(name))]
-    os.environ.update(CLIENT_SETTINGS)
+    os.environ.update(CLIENT_SETTINGS | (WITHOUT_PRESIGNED if _direct() else {}))
     # Whatever the client's libraries print, standard output is for the report.
     output, sys.stdout = sys.stdout, sys.stderr
 
@@ -285,7 +308,8 @@ def main() -> int:
 
     steps, made, failed, verification = Steps(), Made(), None, None
     try:
-        if missing := [name for name in NEEDED if not os.environ.get(name)]:
+        needed = NEEDED + (NEEDED_FOR_S3 if _direct() else ())
+        if missing := [name for name in needed if not os.environ.get(name)]:
             raise Failure(f"not set: {', '.join(missing)}")
         verification = Verification(steps, made)
         verification.run()
