@@ -12,10 +12,15 @@ from types import ModuleType
 import ansible.module_utils
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 sys.path.insert(0, str(ROOT / "library"))
+
+# How fast a busy machine is says nothing about the code.
+settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unit")
 
 
 def load_filter(name: str) -> ModuleType:
