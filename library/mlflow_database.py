@@ -57,6 +57,22 @@ options:
     type: list
     elements: str
     required: true
+  schema:
+    description:
+      - The schema of each database that MLflow's tables are in. One other than public is made, belongs to the migrator,
+        and nobody but these two roles may use it.
+      - Where MLflow's tables are in another schema already, this is refused.
+    type: str
+    default: public
+  tls_mode:
+    description: How the connection is protected, as libpq's sslmode says it. Through a tunnel too, the name is O(host).
+    type: str
+    choices: [disable, prefer, require, verify-ca, verify-full]
+    default: prefer
+  ca_certificate:
+    description: With verify-ca and verify-full, the certificate of the authority, as PEM text.
+    type: str
+    default: ""
   servers:
     description:
       - The servers that will use them. What these may open at most, during a rollout too, is refused where PostgreSQL
@@ -117,6 +133,8 @@ EXAMPLES = r"""
   mlflow_database:
     host: postgres.example.com
     reach: direct
+    tls_mode: verify-full
+    ca_certificate: "{{ lookup('ansible.builtin.file', 'ca.crt') }}"
     username: mlflow
     password: "{{ vault_mlflow_database_password }}"
     migrator_username: mlflow_migrator
@@ -170,6 +188,8 @@ ARGUMENTS = {
     "migrator_username": {"type": "str", "required": True},
     "migrator_password": {"type": "str", "required": True, "no_log": True},
     "databases": {"type": "list", "elements": "str", "required": True},
+    "schema": {"type": "str", "default": database.PUBLIC_SCHEMA},
+    **database.TLS_ARGUMENTS,
     "servers": {
         "type": "dict",
         "options": {
@@ -192,11 +212,13 @@ def ensure(module: AnsibleModule) -> dict:
     tracking, auth, registry = [*databases, *databases[:1] * 2][:3]
     load = Load(**servers, databases=(tracking, registry, auth, tracking)) if servers else None
     # Several stores may be in one database.
-    wanted = database.Wanted(runtime, migrator, list(dict.fromkeys(databases)), load)
+    wanted = database.Wanted(runtime, migrator, list(dict.fromkeys(databases)), load, params["schema"])
     wanted.check()
+    tls = database.Tls(params["tls_mode"], params["ca_certificate"])
+    tls.check()
     cluster = Cluster(params["kubeconfig"], params["context"])
     with reach_service(params["host"], params["port"], params["reach"], cluster) as address:
-        server = database.Server(params["host"], params["port"], address)
+        server = database.Server(params["host"], params["port"], address, tls)
         if params["admin_username"]:
             admin = (params["admin_username"], params["admin_password"] or "", params["admin_database"])
             outcome = Administration(server, admin, wanted, module.check_mode).apply()

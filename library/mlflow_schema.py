@@ -78,6 +78,19 @@ options:
         description: The databases by store - C(tracking), C(auth), and C(registry) if it has one of its own.
         type: dict
         required: true
+      schema:
+        description: The schema of each database that MLflow's tables are in.
+        type: str
+        default: public
+      tls_mode:
+        description: How the connection is protected, as libpq's sslmode says it.
+        type: str
+        choices: [disable, prefer, require, verify-ca, verify-full]
+        default: prefer
+      ca_certificate:
+        description: With verify-ca and verify-full, the certificate of the authority, as PEM text.
+        type: str
+        default: ""
   timeout:
     description: How many seconds to wait for the Job. What ends the Job itself is its own deadline.
     type: int
@@ -160,6 +173,7 @@ log:
 """
 
 from ansible.module_utils.ansible_mlflow import schema
+from ansible.module_utils.ansible_mlflow.database import PUBLIC_SCHEMA, TLS_ARGUMENTS, Tls
 from ansible.module_utils.ansible_mlflow.errors import run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT
@@ -171,6 +185,8 @@ DATABASE = {
     "username": {"type": "str", "required": True},
     "password": {"type": "str", "required": True, "no_log": True},
     "names": {"type": "dict", "required": True},
+    "schema": {"type": "str", "default": PUBLIC_SCHEMA},
+    **TLS_ARGUMENTS,
 }
 ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
@@ -192,7 +208,10 @@ ARGUMENTS = {
 def bring_up_to_date(module: AnsibleModule) -> dict:
     params, database = module.params, module.params["database"]
     names = {store: name for store, name in database["names"].items() if name}
-    stores = schema.Stores(database["host"], database["port"], database["username"], database["password"], names)
+    tls = Tls(database["tls_mode"], database["ca_certificate"])
+    tls.check()
+    given = (database[name] for name in ("host", "port", "username", "password"))
+    stores = schema.Stores(*given, names, tls, database["schema"])
 
     def say(line: str) -> None:
         if params["progress"]:

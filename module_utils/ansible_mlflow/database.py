@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import ssl
+import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,12 @@ CONNECT_TIMEOUT = 10
 STATEMENT_TIMEOUT_MS = 30_000
 OLDEST_VERSION = 150000
 IDENTIFIER_BYTES = 63
+PUBLIC_SCHEMA = "public"
+TLS_MODES = ["disable", "prefer", "require", "verify-ca", "verify-full"]
+TLS_ARGUMENTS = {
+    "tls_mode": {"type": "str", "choices": TLS_MODES, "default": "prefer"},
+    "ca_certificate": {"type": "str", "default": ""},
+}
 
 
 class ConnectError(Error):
@@ -27,12 +35,54 @@ class ConnectError(Error):
 
 
 @dataclass(frozen=True)
+class Tls:
+    """How a connection is protected: libpq's sslmode, and the certificates that the server's has to be signed by."""
+
+    mode: str = "prefer"
+    ca_certificate: str = ""
+
+    def check(self) -> None:
+        """Refuse certificates that are none, or would not be looked at.
+
+        :raises Error: naming the option.
+        """
+        if self.mode not in ("verify-ca", "verify-full"):
+            if self.ca_certificate:
+                raise Error(
+                    f"ca_certificate: tls_mode {self.mode} does not look at it; expected verify-ca or verify-full"
+                )
+            return
+        if not self.ca_certificate:
+            raise Error(f"ca_certificate: tls_mode {self.mode} needs the certificate of the authority, as PEM text")
+        if "PRIVATE KEY" in self.ca_certificate:
+            raise Error("ca_certificate: expected certificates only, got a private key among them")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=self.ca_certificate)
+        except (ssl.SSLError, TypeError, ValueError) as error:
+            raise Error(f"ca_certificate: expected certificates as PEM text, got another text ({error})") from None
+
+    @contextlib.contextmanager
+    def parameters(self):
+        """The parameters of a connection; libpq reads the certificates from a file, while it connects."""
+        if not self.ca_certificate:
+            yield {"sslmode": self.mode}
+            return
+        with tempfile.NamedTemporaryFile("w", suffix=".crt") as file:
+            file.write(self.ca_certificate)
+            file.flush()
+            yield {"sslmode": self.mode, "sslrootcert": file.name}
+
+
+@dataclass(frozen=True)
 class Server:
     """Where PostgreSQL is: its name, and the address to connect to (another one behind a tunnel)."""
 
     host: str
     port: int
     address: tuple[str, int]
+    tls: Tls = Tls()
+    # Where MLflow's tables are, in each database.
+    schema: str = PUBLIC_SCHEMA
 
     @property
     def label(self) -> str:
@@ -58,6 +108,8 @@ class Wanted:
     databases: list[str]
     # What the servers will open; None where that is not known.
     load: Load | None = None
+    # Where MLflow's tables are, in each of the databases.
+    schema: str = PUBLIC_SCHEMA
 
     @property
     def roles(self) -> tuple[Role, Role]:
@@ -81,6 +133,9 @@ class Wanted:
             )
         for name in self.databases:
             check_identifier(name, "databases")
+        check_identifier(self.schema, "schema")
+        if self.schema in ("$user", "information_schema"):
+            raise Error(f"schema: {self.schema} means something of its own to PostgreSQL; expected another name")
         if self.load:
             self.load.check()
 
@@ -116,6 +171,17 @@ def check_identifier(name: str, option: str) -> None:
 REFUSALS = (
     ("password authentication failed", "28P01", "the password is wrong, or the role does not exist"),
     ("no password supplied", "28P01", "it wants a password and none is given"),
+    ("server does not support SSL", "", "it offers no TLS, which mlflow_database_tls_mode asks for"),
+    (
+        "certificate verify failed",
+        "",
+        "its certificate is not signed by mlflow_database_ca_certificate, or it is not valid now",
+    ),
+    (
+        "does not match host name",
+        "",
+        "its certificate is for another name than mlflow_database_host",
+    ),
     ("no pg_hba.conf entry", "28000", "its pg_hba.conf does not allow this user, database or address"),
     ("is not permitted to log in", "28000", "the role may not log in"),
     ("permission denied for database", "42501", "the role may not connect to the database"),
@@ -153,18 +219,23 @@ def connect(server: Server, username: str, password: str, database: str, secret:
     where = {"host": server.host, "hostaddr": host} if server.address[0] != server.host else {"host": host}
     label = f"PostgreSQL {server.label}"
     try:
-        connection = psycopg.connect(
-            **where,
-            port=port,
-            user=username,
-            password=password,
-            dbname=database,
-            connect_timeout=CONNECT_TIMEOUT,
-            application_name="ansible-mlflow",
-            gssencmode="disable",
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}",
-            autocommit=True,
-        )
+        with server.tls.parameters() as protection:
+            connection = psycopg.connect(
+                **where,
+                **protection,
+                port=port,
+                user=username,
+                password=password,
+                dbname=database,
+                connect_timeout=CONNECT_TIMEOUT,
+                application_name="ansible-mlflow",
+                gssencmode="disable",
+                options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}",
+                autocommit=True,
+            )
+        if server.schema != PUBLIC_SCHEMA:
+            # Not among the options above, in which a name would have to be escaped once more.
+            connection.execute("SELECT set_config('search_path', %s, false)", [quoted(server.schema)])
     except psycopg.Error as error:
         state, words = refusal(str(error))
         if secret and state == "28P01":

@@ -45,7 +45,7 @@ class Check:
                         connections.refuse(connection, self.server, self.wanted)
                         if name not in self.looked:
                             self._look(connection, name)
-                            self.outcome.revisions[name] = contents.revisions(connection)
+                            self.outcome.revisions[name] = contents.revisions(connection, self.wanted.schema)
                             self.looked.add(name)
                 except ConnectError as error:
                     if error.state in ("28P01", "28000"):

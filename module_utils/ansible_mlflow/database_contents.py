@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .database import Wanted, first, quoted, rows
+from .database import PUBLIC_SCHEMA, Wanted, first, quoted, rows
+from .errors import Error
 
 ROWS = "SELECT, INSERT, UPDATE, DELETE"
 # The server looks at these and never writes them.
@@ -19,9 +20,9 @@ DATABASE = f"""
     FROM pg_database WHERE datname = current_database()"""  # noqa: S608 - constants of this file only
 SCHEMA = f"""
     SELECT pg_get_userbyid(nspowner) AS owner, {RIGHTS.format(acl="nspacl", kind="n", owner="nspowner")} AS rights
-    FROM pg_namespace WHERE nspname = 'public'"""  # noqa: S608 - constants of this file only
+    FROM pg_namespace WHERE nspname = %(schema)s"""  # noqa: S608 - constants of this file only
 # What should be the migrator's and is not: all that belongs to the runtime role, and what a superuser has put into the
-# schema public or a schema of either role, as a dump that was restored does. Another role's objects are its own: the
+# MLflow's schema or a schema of either role, as a dump that was restored does. Another role's objects are its own: the
 # schema's plan refuses them. What is part of an extension, or a function of a type, is not given away apart from it,
 # and a table's sequence follows the table.
 OBJECTS = """
@@ -51,23 +52,34 @@ OBJECTS = """
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND pg_get_userbyid(owner) <> %(migrator)s
       AND (pg_get_userbyid(owner) = %(runtime)s
            OR kind <> 'SCHEMA' AND (SELECT rolsuper FROM pg_roles WHERE pg_roles.oid = owner)
-           AND (nspname = 'public' OR pg_get_userbyid(nspowner) IN (%(runtime)s, %(migrator)s, 'pg_database_owner')))
+           AND (nspname = %(schema)s OR pg_get_userbyid(nspowner) IN (%(runtime)s, %(migrator)s, 'pg_database_owner')))
       AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = item.class AND objid = item.oid
                       AND (deptype = 'e' OR deptype = 'i' AND kind = 'ROUTINE'))
     ORDER BY kind <> 'SCHEMA', item.name"""
 # Whether the roles may create tables, for whatever reason: as members of another role, or as superusers.
 CREATES = """
     SELECT coalesce(bool_or(rolname = %(runtime)s), false) AS runtime,
-           coalesce(bool_or(rolname = %(migrator)s), false) AS migrator
+           coalesce(bool_or(rolname = %(migrator)s AND nspname = %(schema)s), false) AS migrator,
+           coalesce(bool_or(nspname = 'public' AND has_schema_privilege('public', pg_namespace.oid, 'CREATE')), false)
+               AS everybody
     FROM pg_roles, pg_namespace
-    WHERE nspname = 'public' AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')"""
+    WHERE nspname IN ('public', %(schema)s) AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')"""
+# Another schema with MLflow's tables in it, where the wanted one has none.
+ELSEWHERE = """
+    SELECT DISTINCT nspname FROM pg_namespace JOIN pg_class AS version ON version.relnamespace = pg_namespace.oid
+    WHERE version.relname = ANY(%(versions)s) AND nspname <> %(schema)s
+      AND EXISTS (SELECT FROM pg_class WHERE relnamespace = pg_namespace.oid AND relname IN ('experiments', 'users'))
+      AND NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(%(schema)s))
+                      AND relname = ANY(%(versions)s))
+    ORDER BY 1"""
 
 # What belongs to the migrator and the runtime role may not use, since somebody took a right away.
 LACKING = """
     SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, relname AS bare,
-           format('public.%%I', relname) AS name
+           format('%%I.%%I', %(schema)s::text, relname) AS name
     FROM pg_class, pg_roles
-    WHERE rolname = %(runtime)s AND relnamespace = to_regnamespace('public') AND relkind IN ('r', 'p', 'S')
+    WHERE rolname = %(runtime)s AND relnamespace = to_regnamespace(quote_ident(%(schema)s))
+      AND relkind IN ('r', 'p', 'S')
       AND pg_get_userbyid(relowner) = %(migrator)s
       AND NOT CASE
           WHEN relkind = 'S' THEN has_sequence_privilege(pg_roles.oid, pg_class.oid, 'USAGE')
@@ -79,7 +91,8 @@ LACKING = """
     ORDER BY relname"""
 # Not everybody may read them: an administrator who is no superuser.
 READABLE = """
-    SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('public') AND relname = ANY(%(versions)s)
+    SELECT relname FROM pg_class
+    WHERE relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND relname = ANY(%(versions)s)
       AND has_table_privilege(oid, 'SELECT')"""
 
 
@@ -88,10 +101,11 @@ class Facts:
     """What a database is like. Rights are texts such as ``mlflow CONNECT``.
 
     Attributes:
-        schema_owner: The owner of the schema public; None when there is no such schema.
+        schema_owner: The owner of MLflow's schema; None when there is no such schema.
         objects: What should belong to the migrator and does not.
         lacking: What belongs to the migrator and lacks the rights of the runtime role.
-        runtime_creates, migrator_creates: Whether the role may create tables in the schema public.
+        runtime_creates, migrator_creates: Whether the role may create tables in that schema, or the former in public.
+        everybody_creates: Whether everybody may create tables in the schema public.
     """
 
     name: str
@@ -103,6 +117,7 @@ class Facts:
     lacking: list[dict] = field(default_factory=list)
     runtime_creates: bool = False
     migrator_creates: bool = True
+    everybody_creates: bool = False
 
 
 @dataclass
@@ -123,11 +138,16 @@ class Change:
 
 
 def read(connection, name: str, wanted: Wanted) -> Facts:
-    """Look at the database of a connection; any role may."""
-    names = {"runtime": wanted.runtime.username, "migrator": wanted.migrator.username}
+    """Look at the database of a connection; any role may.
+
+    :raises Error: MLflow's tables are in another schema.
+    """
+    names = {"runtime": wanted.runtime.username, "migrator": wanted.migrator.username, "schema": wanted.schema}
+    names["versions"] = list(VERSION_TABLES)
     # So that PostgreSQL writes out the schema of every name.
     connection.execute("SET search_path = ''")
-    database, schema = first(connection, DATABASE), first(connection, SCHEMA)
+    refuse_elsewhere(name, wanted, [row["nspname"] for row in rows(connection, ELSEWHERE, names)])
+    database, schema = first(connection, DATABASE), first(connection, SCHEMA, names)
     creates = first(connection, CREATES, names)
     return Facts(
         name,
@@ -136,10 +156,21 @@ def read(connection, name: str, wanted: Wanted) -> Facts:
         schema and schema["owner"],
         set(schema["rights"]) if schema else set(),
         rows(connection, OBJECTS, names),
-        rows(connection, LACKING, {**names, "versions": list(VERSION_TABLES)}),
+        rows(connection, LACKING, names),
         creates["runtime"],
         creates["migrator"],
+        creates["everybody"],
     )
+
+
+def refuse_elsewhere(name: str, wanted: Wanted, schemas: list[str]) -> None:
+    """Refuse to begin an empty schema beside one that is in use."""
+    if schemas:
+        setting = schemas[0] if schemas[0] != PUBLIC_SCHEMA else '""'
+        raise Error(
+            f"database {name} has MLflow's tables in schema {schemas[0]}, and none in {wanted.schema}; expected "
+            f"mlflow_database_schema: {setting}, or that you move them first; nothing was changed in this database"
+        )
 
 
 def plan(facts: Facts, wanted: Wanted) -> list[Change]:
@@ -150,13 +181,13 @@ def plan(facts: Facts, wanted: Wanted) -> list[Change]:
     return changes + row_rights(facts, wanted)
 
 
-def revisions(connection) -> dict[str, list[str]]:
+def revisions(connection, schema: str) -> dict[str, list[str]]:
     """The revisions by version table, of those that are there and may be read."""
-    tables = rows(connection, READABLE, {"versions": list(VERSION_TABLES)})
+    tables = rows(connection, READABLE, {"versions": list(VERSION_TABLES), "schema": schema})
     return {
         table["relname"]: [
             row["version_num"]
-            for row in rows(connection, f"SELECT version_num FROM public.{table['relname']} ORDER BY 1", None)  # noqa: S608
+            for row in rows(connection, f"SELECT version_num FROM {quoted(schema)}.{table['relname']} ORDER BY 1")  # noqa: S608
         ]
         for table in tables
     }
@@ -231,13 +262,24 @@ def database_rights(facts: Facts, wanted: Wanted, moved: Change | None) -> list[
 
 
 def schema_rights(facts: Facts, wanted: Wanted) -> list[Change]:
-    """Who may do what in the schema public: the migrator may create, the runtime role may use what is there."""
+    """Who may do what in MLflow's schema: the migrator may create, the runtime role may use what is there.
+
+    :raises Error: the schema is another role's.
+    """
     runtime, migrator = wanted.runtime.username, wanted.migrator.username
-    where, key = f"schema public of database {facts.name}", f"database {facts.name}, schema public"
+    where, key = f"schema {wanted.schema} of database {facts.name}", f"database {facts.name}, schema {wanted.schema}"
+    is_public = wanted.schema == PUBLIC_SCHEMA
+    schema = wanted.schema if is_public else quoted(wanted.schema)
     owner, rights, changes = facts.schema_owner, facts.schema_rights, []
+    if not is_public and owner not in (None, runtime, migrator, "pg_database_owner"):
+        raise Error(
+            f"{where} belongs to role {owner}, not to {migrator}; it is left alone: choose another name, or give it "
+            f"away yourself with ALTER SCHEMA {schema} OWNER TO {quoted(migrator)}"
+        )
     if owner is None:
-        owner, rights = "pg_database_owner", {"pg_database_owner USAGE", "pg_database_owner CREATE"}
-        statement = "CREATE SCHEMA public AUTHORIZATION pg_database_owner"
+        owner = "pg_database_owner" if is_public else migrator
+        rights = {f"{owner} USAGE", f"{owner} CREATE"}
+        statement = f"CREATE SCHEMA {schema} AUTHORIZATION {owner if is_public else quoted(owner)}"
         changes.append(Change(f"created {where}", key, "absent", "present", [statement], f"there is no {where}"))
     elif owner == runtime:
         # It is among the objects that are given to the migrator.
@@ -251,10 +293,22 @@ def schema_rights(facts: Facts, wanted: Wanted) -> list[Change]:
                     f"{key}, CREATE of {grantee or 'PUBLIC'}",
                     "granted",
                     "revoked",
-                    [f"REVOKE CREATE ON SCHEMA public FROM {grantee_sql}"],
+                    [f"REVOKE CREATE ON SCHEMA {schema} FROM {grantee_sql}"],
                     f"{name} may create in {where}",
                 )
             )
+    if not is_public and facts.everybody_creates:
+        elsewhere = f"schema public of database {facts.name}"
+        changes.append(
+            Change(
+                f"took from everybody the right to create in {elsewhere}",
+                f"database {facts.name}, schema public, CREATE of PUBLIC",
+                "granted",
+                "revoked",
+                ["REVOKE CREATE ON SCHEMA public FROM PUBLIC"],
+                f"everybody may create in {elsewhere}",
+            )
+        )
     database_owner = migrator if facts.owner == runtime else facts.owner
     grantee = "pg_database_owner" if owner == "pg_database_owner" and database_owner == migrator else migrator
     if not {f"{grantee} USAGE", f"{grantee} CREATE"} <= rights:
@@ -265,7 +319,7 @@ def schema_rights(facts: Facts, wanted: Wanted) -> list[Change]:
                 key,
                 "rights revoked",
                 "USAGE, CREATE",
-                [f"GRANT USAGE, CREATE ON SCHEMA public TO {quoted(grantee)}"],
+                [f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {quoted(grantee)}"],
                 f"{migrator} may not create in {where}" if needed else "",
             )
         )
@@ -276,7 +330,7 @@ def schema_rights(facts: Facts, wanted: Wanted) -> list[Change]:
                 f"{key}, USAGE of {runtime}",
                 "revoked",
                 "granted",
-                [f"GRANT USAGE ON SCHEMA public TO {quoted(runtime)}"],
+                [f"GRANT USAGE ON SCHEMA {schema} TO {quoted(runtime)}"],
                 f"{runtime} may not use {where}",
             )
         )

@@ -266,7 +266,7 @@ class Administration:
                 try:
                     with connection.transaction():
                         changes = self._put_right(connection, name)
-                    self.outcome.revisions[name] = contents.revisions(connection)
+                    self.outcome.revisions[name] = contents.revisions(connection, self.wanted.schema)
                     break
                 except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                     if attempt == LOCK_TRIES:

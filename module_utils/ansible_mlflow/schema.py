@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from .apply import apply_all
-from .database import ConnectError, Server, connect
+from .database import PUBLIC_SCHEMA, ConnectError, Server, Tls, connect
 from .errors import Error, one_line
 from .jobs import JobRun
 from .kubernetes import Cluster
@@ -34,6 +34,8 @@ class Stores:
     username: str
     password: str = field(repr=False)
     names: dict[str, str]
+    tls: Tls = field(default_factory=Tls)
+    schema: str = PUBLIC_SCHEMA
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Session:
 def session(cluster: Cluster, reach: str, stores: Stores):
     """Reach the databases for a while. :raises NoServiceError: their Service is not there."""
     with reach_service(stores.host, stores.port, reach, cluster) as address:
-        yield Session(Server(stores.host, stores.port, address), stores)
+        yield Session(Server(stores.host, stores.port, address, stores.tls, stores.schema), stores)
 
 
 class Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,6 +65,11 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             lambda name: name != settings["mlflow_database_username"],
             "another role than mlflow_database_username: the server must not own the schema",
         ),
+        (
+            "mlflow_database_schema",
+            lambda name: name == "" or (is_identifier(name) and not re.match(r"pg_|\$user$|information_schema$", name)),
+            "1 to 63 bytes that do not begin with pg_, or an empty text: public",
+        ),
         ("mlflow_object_store_endpoint", is_endpoint, "http(s)://host[:port] without a user, a path or a bucket"),
         (
             "mlflow_object_store_bucket",
@@ -80,7 +86,26 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             # What has a user part may have a password in it.
             shown = "a value with a user part" if "@" in str(value) else repr(value)
             problems.setdefault(name, f"{name} is {shown}; expected {expected}")
-    return list(problems.values())
+    return list(problems.values()) + certificate_problems(
+        settings["mlflow_database_tls_mode"], settings["mlflow_database_ca_certificate"] or ""
+    )
+
+
+def certificate_problems(tls_mode: str, certificate: str) -> list[str]:
+    """What is wrong with PostgreSQL's authority; the text itself is not repeated."""
+    name, modes = "mlflow_database_ca_certificate", ("verify-ca", "verify-full")
+    if not certificate:
+        told = f"{name} is an empty text; expected the authority's certificate: mlflow_database_tls_mode is {tls_mode}"
+        return [told] if tls_mode in modes else []
+    if tls_mode not in modes:
+        return [f"{name} is given, but mlflow_database_tls_mode is {tls_mode}; expected {' or '.join(modes)}"]
+    if "PRIVATE KEY" in certificate:
+        return [f"{name} has a private key in it; expected certificates only"]
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=certificate)
+    except (ssl.SSLError, TypeError, ValueError):
+        return [f"{name} is no certificate; expected PEM text, -----BEGIN CERTIFICATE----- and so on"]
+    return []
 
 
 def in_range(low: int, high: int) -> Callable[[int], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,26 @@ def database_uri(database: str, *, host: str, port: int, username: str) -> str:
     psycopg 2.
     """
     return f"postgresql+psycopg2://{quote(username, safe='')}@{host}:{int(port)}/{quote(database, safe='')}"
+
+
+def database_environment(schema: str, *, tls_mode: str, ca_file: str) -> dict[str, str]:
+    """The environment variables by which libpq finds the schema and protects a connection; none for its defaults.
+
+    They hold for every client in a container, also for those that are given an address without them.
+
+    Args:
+        schema: The schema of MLflow's tables; empty for public.
+        tls_mode: libpq's sslmode.
+        ca_file: Where the container has the authority's certificate.
+    """
+    found = {"PGSSLMODE": tls_mode} if tls_mode != "prefer" else {}
+    if tls_mode in ("verify-ca", "verify-full"):
+        found["PGSSLROOTCERT"] = ca_file
+    if schema:
+        # The server splits options at white space, which a backslash makes part of the option.
+        name = re.sub(r"([\\\s])", r"\\\1", schema.replace('"', '""'))
+        found["PGOPTIONS"] = f'-csearch_path="{name}"'
+    return found
 
 
 def basic_auth_ini(options: dict[str, Any]) -> str:
@@ -68,6 +89,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "mlflow_database_uri": database_uri,
+            "mlflow_database_environment": database_environment,
             "mlflow_basic_auth_ini": basic_auth_ini,
             "mlflow_allowed_hosts": allowed_hosts,
             "mlflow_memory_megabytes": memory_megabytes,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import psycopg
 import pytest
 from ansible.module_utils.ansible_mlflow import database
-from ansible.module_utils.ansible_mlflow.database import Role, Server, Wanted, check_identifier, quoted, refusal
+from ansible.module_utils.ansible_mlflow.database import Role, Server, Tls, Wanted, check_identifier, quoted, refusal
 from ansible.module_utils.ansible_mlflow.database_check import Check
-from ansible.module_utils.ansible_mlflow.database_contents import Facts, plan
+from ansible.module_utils.ansible_mlflow.database_contents import Facts, plan, refuse_elsewhere
 from ansible.module_utils.ansible_mlflow.database_roles import scram_matches
 from ansible.module_utils.ansible_mlflow.errors import Error
+from conftest import certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +84,14 @@ def test_every_other_name_is_taken_and_quoted(name):
         ('FATAL:  permission denied for database "mlflow"', "42501", "may not connect"),
         ('FATAL:  role "m" is not permitted to log in', "28000", "may not log in"),
         ("FATAL:  no pg_hba.conf entry for host", "28000", "pg_hba.conf"),
+        ("server does not support SSL, but SSL was required", "", "it offers no TLS"),
+        ("SSL error: certificate verify failed", "", "not signed by mlflow_database_ca_certificate"),
+        ('server certificate for "a" does not match host name "b"', "", "for another name than mlflow_database_host"),
+        (
+            'server certificate for "a" (and 2 other names) does not match host name "b"',
+            "",
+            "for another name than mlflow_database_host",
+        ),
         ("FATAL:  sorry, too many clients already", "53300", "no free connections"),
         ("FATAL:  the database system is starting up", "57P03", "starting up"),
         ("connection failed: Connection refused\n\tIs the server running", "", "refused"),
@@ -215,6 +227,40 @@ def test_a_schema_that_is_gone_is_made_again_and_may_be_used():
     ]
 
 
+def test_a_schema_of_its_own_is_made_for_the_migrator_and_opened_to_the_servers():
+    wanted = dataclasses.replace(WANTED, schema='my "own"')
+    changes = plan(facts(schema_owner=None, schema_rights=set()), wanted)
+    assert [change.statements for change in changes] == [
+        ['CREATE SCHEMA "my ""own""" AUTHORIZATION "mig"'],
+        ['GRANT USAGE ON SCHEMA "my ""own""" TO "mlflow"'],
+    ]
+    own = {"schema_owner": "mig", "schema_rights": {"mig USAGE", "mig CREATE", "mlflow USAGE"}}
+    assert plan(facts(**own), wanted) == []
+    [change] = plan(facts(**own, everybody_creates=True), wanted)
+    assert change.statements == ["REVOKE CREATE ON SCHEMA public FROM PUBLIC"]
+
+
+def test_a_schema_of_somebody_else_is_left_alone():
+    with pytest.raises(Error, match="belongs to role theirs, not to mig; it is left alone"):
+        plan(facts(schema_owner="theirs"), dataclasses.replace(WANTED, schema="own"))
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "setting"),
+    [(["public"], "own", '""'), (["own"], "public", "own"), (["one", "two"], "three", "one")],
+)
+def test_a_schema_is_not_begun_beside_one_that_is_in_use(found, wanted, setting):
+    with pytest.raises(Error, match=f"expected mlflow_database_schema: {setting}, or"):
+        refuse_elsewhere("tracking", dataclasses.replace(WANTED, schema=wanted), found)
+    refuse_elsewhere("tracking", WANTED, [])
+
+
+@pytest.mark.parametrize("schema", ["", "pg_own", "$user", "information_schema", "x" * 64])
+def test_a_schema_that_cannot_be_is_refused(schema):
+    with pytest.raises(Error, match="schema: "):
+        dataclasses.replace(WANTED, schema=schema).check()
+
+
 def test_the_statements_for_an_administrator_are_in_order_and_show_no_password(monkeypatch):
     def refuse(**arguments):
         raise psycopg.OperationalError("password authentication failed")
@@ -259,3 +305,38 @@ def test_a_tunnel_keeps_the_servers_name_for_tls(monkeypatch):
         pass
     assert (seen["host"], seen["hostaddr"], seen["port"]) == ("pg.pgsql.svc", "127.0.0.1", 40000)
     assert seen["connect_timeout"] <= 10
+    assert (seen["sslmode"], "sslrootcert" in seen) == ("prefer", False)
+
+
+def test_the_authority_is_in_a_file_while_it_is_needed(monkeypatch):
+    text, seen = certificate(), {}
+
+    def refuse(**arguments):
+        seen.update(arguments, read=Path(arguments["sslrootcert"]).read_text())
+        raise psycopg.OperationalError("certificate verify failed")
+
+    monkeypatch.setattr(psycopg, "connect", refuse)
+    tls = Tls("verify-full", text)
+    tls.check()
+    with (
+        pytest.raises(database.ConnectError, match="mlflow_database_ca_certificate"),
+        database.connect(Server("pg", 5432, ("127.0.0.1", 1), tls), "u", "p", "d"),
+    ):
+        pass
+    assert (seen["sslmode"], seen["read"]) == ("verify-full", text)
+    assert not Path(seen["sslrootcert"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "words"),
+    [
+        ("verify-full", "", "needs the certificate"),
+        ("verify-ca", "nonsense", "expected certificates as PEM text"),
+        ("verify-ca", "-----BEGIN PRIVATE KEY-----", "got a private key"),
+        ("require", "anything", "does not look at it"),
+    ],
+)
+def test_an_authority_that_is_none_is_refused(mode, text, words):
+    with pytest.raises(Error, match="ca_certificate: ") as refused:
+        Tls(mode, text).check()
+    assert words in str(refused.value)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from ansible.module_utils.ansible_mlflow import schema as schema_module
-from conftest import load_filter
+from conftest import certificate, load_filter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,11 +28,16 @@ GOOD = {
     "mlflow_database_registry_name": "",
     "mlflow_database_username": "mlflow",
     "mlflow_database_migrator_username": "mlflow_migrator",
+    "mlflow_database_schema": "",
+    "mlflow_database_tls_mode": "prefer",
+    "mlflow_database_ca_certificate": "",
     "mlflow_object_store_endpoint": "http://minio-dev.pgsql.svc.cluster.local:9000",
     "mlflow_object_store_bucket": "mlflow",
     "mlflow_server_node_port": 30502,
     "mlflow_server_admin_username": "admin",
 }
+# A certificate and nothing else: what is in it does not matter here.
+CERTIFICATE = certificate()
 
 
 def test_good_settings_have_no_problem() -> None:
@@ -63,6 +68,10 @@ def test_good_settings_have_no_problem() -> None:
         ("mlflow_database_registry_name", "x" * 64, "1 to 63 bytes, or an empty text"),
         ("mlflow_database_registry_name", None, "1 to 63 bytes, or an empty text"),
         ("mlflow_database_registry_name", "mlflow_auth", "another name than mlflow_database_auth_name"),
+        ("mlflow_database_schema", "x" * 64, "1 to 63 bytes that do not begin with pg_"),
+        ("mlflow_database_schema", "pg_mlflow", "1 to 63 bytes that do not begin with pg_"),
+        ("mlflow_database_schema", "$user", "1 to 63 bytes that do not begin with pg_"),
+        ("mlflow_database_schema", None, "1 to 63 bytes that do not begin with pg_"),
         ("mlflow_object_store_endpoint", "s3://mlflow", "http(s)://host[:port]"),
         ("mlflow_object_store_endpoint", "minio:9000", "http(s)://host[:port]"),
         ("mlflow_object_store_endpoint", "http://minio:9000/mlflow", "http(s)://host[:port]"),
@@ -89,6 +98,33 @@ def test_a_bad_setting_is_refused_with_its_variable_and_what_is_expected(
     assert problem.startswith(f"{name} is {shown}; expected ")
     assert "secret@" not in problem
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("tls_mode", "certificate", "problem"),
+    [
+        ("prefer", "", ""),
+        ("require", "", ""),
+        ("verify-ca", CERTIFICATE, ""),
+        ("verify-full", CERTIFICATE * 2, ""),
+        ("verify-full", "", "is an empty text; expected the authority's certificate"),
+        ("verify-ca", "", "mlflow_database_tls_mode is verify-ca"),
+        (
+            "require",
+            CERTIFICATE,
+            "is given, but mlflow_database_tls_mode is require; expected verify-ca or verify-full",
+        ),
+        ("verify-full", "s3cret", "is no certificate; expected PEM text"),
+        ("verify-full", CERTIFICATE.replace("M", "", 1), "is no certificate; expected PEM text"),
+        ("verify-full", "ü", "is no certificate; expected PEM text"),
+        ("verify-full", f"{CERTIFICATE}-----BEGIN PRIVATE KEY-----", "has a private key in it"),
+    ],
+)
+def test_an_authority_that_would_not_be_used_is_refused(tls_mode: str, certificate: str, problem: str) -> None:
+    settings = {"mlflow_database_tls_mode": tls_mode, "mlflow_database_ca_certificate": certificate}
+    told = environment.environment_problems(GOOD | settings)
+    assert [problem in sentence for sentence in told] == ([True] if problem else [])
+    assert "s3cret" not in str(told)
 
 
 def test_a_registry_may_have_a_database_of_its_own() -> None:
@@ -197,3 +233,40 @@ def test_the_filter_and_the_module_look_at_the_same_tables(store):
     assert [schema.found(store, {table: [index] for table in tables[index:]}) for index in range(len(tables))] == [
         [index] for index in range(len(tables))
     ]
+
+
+def split_options(text: str) -> list[str]:
+    """PGOPTIONS as PostgreSQL takes it apart: at white space that no backslash precedes."""
+    words, escaped = [""], False
+    for character in text:
+        if not escaped and character in " \t\n\v\f\r":
+            words.append("")
+        elif not escaped and character == "\\":
+            escaped = True
+            continue
+        else:
+            words[-1] += character
+        escaped = False
+    return [word for word in words if word]
+
+
+@given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=20))
+def test_any_name_of_a_schema_arrives_as_one_identifier(name: str) -> None:
+    found = server.database_environment(name, tls_mode="prefer", ca_file="/ca")
+    [option] = split_options(found.pop("PGOPTIONS"))
+    assert option == '-csearch_path="' + name.replace('"', '""') + '"'
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("tls_mode", "variables"),
+    [
+        ("prefer", {}),
+        ("disable", {"PGSSLMODE": "disable"}),
+        ("require", {"PGSSLMODE": "require"}),
+        ("verify-ca", {"PGSSLMODE": "verify-ca", "PGSSLROOTCERT": "/ca"}),
+        ("verify-full", {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/ca"}),
+    ],
+)
+def test_libpq_is_told_what_is_not_its_default(tls_mode: str, variables: dict[str, str]) -> None:
+    assert server.database_environment("", tls_mode=tls_mode, ca_file="/ca") == variables

@@ -67,6 +67,15 @@ the role does not exist" ;;
         *'no pg_hba.conf entry'*)
             code=$ACCESS
             words="pg_hba.conf does not allow role $PGUSER, this database or this address" ;;
+        *'server does not support SSL'*)
+            code=$ACCESS
+            words="it offers no TLS, which mlflow_database_tls_mode asks for" ;;
+        *'certificate verify failed'*)
+            code=$ACCESS
+            words="its certificate is not signed by mlflow_database_ca_certificate, or not valid now" ;;
+        *'does not match host name'*)
+            code=$ACCESS
+            words="its certificate is for another name than mlflow_database_host" ;;
         *'permission denied'* | *'must be owner'* | *'is not permitted to log in'* | *'does not exist'*)
             code=$ACCESS ;;
         *'could not connect'* | *'Connection refused'* | *'timeout expired'* | *'could not translate host name'* | \

@@ -274,10 +274,12 @@ def run_mlflow(store: Store, arguments: list[str], what: str) -> None:
     statement = seconds_of("MLFLOW_SCHEMA_STATEMENT_SECONDS", 3600)
     # The server's own settings must not reach this process: it would read its configuration, or talk to a server.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    limits = f"-c lock_timeout={table * 1000:.0f} -c statement_timeout={statement * 1000:.0f}"
     environment |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PGAPPNAME": application,
-        "PGOPTIONS": f"-c lock_timeout={table * 1000:.0f} -c statement_timeout={statement * 1000:.0f}",
+        # The search path is there already, where MLflow has a schema of its own.
+        "PGOPTIONS": f"{os.environ.get('PGOPTIONS', '')} {limits}".strip(),
     }
     words, done = [], []
     with (

@@ -35,6 +35,9 @@ TERMINAL = (
     ("permission denied for database", "the role may not connect"),
     ('database ".*" does not exist', "it does not exist"),
     ('role ".*" does not exist', "the role does not exist"),
+    ("server does not support SSL", "it offers no TLS, which mlflow_database_tls_mode asks for"),
+    ("certificate verify failed", "its certificate is not signed by mlflow_database_ca_certificate, or not valid now"),
+    ("does not match host name", "its certificate is for another name than mlflow_database_host"),
     ("invalid (connection|URI|sslmode)", "the parameters of its URI are wrong"),
 )
 
@@ -132,7 +135,8 @@ def connect(store: Store, seconds: float, options: str = ""):
     parameters = {"connect_timeout": CONNECT_TIMEOUT, **store.parameters}
     parameters["application_name"] = f"mlflow-schema {socket.gethostname()}"
     if options:
-        parameters["options"] = f"{parameters.get('options', '')} {options}".strip()
+        present = parameters.get("options", os.environ.get("PGOPTIONS", ""))
+        parameters["options"] = f"{present} {options}".strip()
     end = time.monotonic() + seconds
     while True:
         try:
