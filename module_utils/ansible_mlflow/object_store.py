@@ -16,8 +16,9 @@ _ENDPOINT = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(?::(?P<port>[0-
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
 
-# What MLflow's S3 client needs and no more: listing also makes S3 answer 404 instead of 403 for an absent object.
-BUCKET_ACTIONS = ["s3:ListBucket"]
+# What MLflow's S3 client needs and no more: listing also makes S3 answer 404 instead of 403 for an absent object. The
+# backup writes down whether the bucket keeps versions.
+BUCKET_ACTIONS = ["s3:GetBucketVersioning", "s3:ListBucket"]
 OBJECT_ACTIONS = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
 
 

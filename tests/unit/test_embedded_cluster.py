@@ -130,6 +130,21 @@ def test_the_version_of_mlflow_built_by_hand_is_the_one_the_role_builds():
     assert defaults["embedded_cluster_mlflow_versions"] == [build.MLFLOW_VERSION]
 
 
+def test_the_cluster_is_whole_without_what_only_tests_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    known = build.parts([build.MLFLOW_VERSION])
+    for name, key in build.keys(known).items():
+        if not known[name].only_tests:
+            (tmp_path / "ansible-mlflow" / f"{name}-{key}").mkdir(parents=True)
+    for names, missing in (["all"], 0), (["versitygw"], 1), (["all", "versitygw"], 1):
+        monkeypatch.setattr(sys, "argv", ["build.py", "--check", *names])
+        assert build.main() == missing
+    monkeypatch.setattr(sys, "argv", ["build.py", "--list"])
+    build.main()
+    listed = json.loads(capsys.readouterr().out)["parts"]
+    assert [part["name"] for part in listed if part["only_tests"]] == ["versitygw"]
+
+
 def test_what_is_missing_is_known_before_any_package_is_installed(tmp_path):
     command = [sys.executable, "-I", "-S", FILES / "build.py", "--check", "all"]
     done = subprocess.run(command, env={"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, check=False)

@@ -98,6 +98,7 @@ def test_the_policy_allows_what_mlflow_needs_on_one_bucket_and_nothing_else():
     }
     assert {action for entry in statements for action in entry["Action"]} == {
         "s3:ListBucket",
+        "s3:GetBucketVersioning",
         "s3:GetObject",
         "s3:PutObject",
         "s3:DeleteObject",

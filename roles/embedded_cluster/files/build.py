@@ -37,6 +37,7 @@ KUBE_ROUTER_VERSION = "v2.1.0"
 # MinIO has been distributed as source since 2025. The pseudo-version is the commit of the release in the image's tag.
 MINIO_VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 MINIO_TAG = "2026-02-12"
+VERSITYGW_VERSION = "v1.8.0"
 SUPERVISOR_VERSION = "4.3.0"
 DEBIAN_SUITE = "bookworm"
 POSTGRES_MAJOR = "15"
@@ -57,7 +58,8 @@ class BuildError(Exception):
 class Part:
     """One thing to build.
 
-    minutes is what a first build took on two cores; recipe fills the directory it is given.
+    minutes is what a first build took on two cores; recipe fills the directory it is given. The cluster does without
+    what is only_tests: it is built where it is named.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Part:
     pins: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     image: str = ""
+    only_tests: bool = False
 
 
 @dataclass
@@ -284,6 +287,7 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
     commands = [f"{containerd}{c}@{CONTAINERD_VERSION}" for c in ("containerd", "containerd-shim-runc-v2", "ctr")]
     coredns, minio = f"github.com/coredns/coredns@{COREDNS_VERSION}", f"github.com/minio/minio@{MINIO_VERSION}"
     router = f"github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@{KUBE_ROUTER_VERSION}"
+    versitygw = f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW_VERSION}"
     image = "localhost/{}:{}".format
     listed = [
         Part("supervisor", 0.2, build_supervisor, pins=(SUPERVISOR_VERSION,)),
@@ -326,6 +330,7 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
             image=image("postgres", POSTGRES_MAJOR),
         ),
         *map(mlflow, mlflow_versions),
+        Part("versitygw", 1, go_install(versitygw), pins=(versitygw,), only_tests=True),
     ]
     return {part.name: part for part in listed}
 
@@ -406,7 +411,7 @@ def closure(names: list[str], known: dict[str, Part]) -> list[Part]:
 def main() -> int:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="parts to build; `all` for every part")
+    parser.add_argument("names", nargs="*", help="parts to build; `all` for every part of the cluster")
     parser.add_argument("--list", action="store_true", help="print every part as JSON: path, minutes, image, present")
     parser.add_argument("--check", action="store_true", help="build nothing; exit 1 if a named part is missing")
     parser.add_argument("--mlflow-version", action="append", help="versions of the MLflow image (repeatable)")
@@ -429,6 +434,7 @@ def main() -> int:
                     "minutes": part.minutes,
                     "image": part.image,
                     "present": made[part.name].exists(),
+                    "only_tests": part.only_tests,
                 }
                 for part in known.values()
             ]
@@ -437,7 +443,8 @@ def main() -> int:
             images = [{name: row[name] for name in ("image", "key", "path")} for row in images]
             print(json.dumps({"parts": table, "images": images}))
             return 0
-        names = list(known) if "all" in arguments.names else arguments.names
+        cluster = [part.name for part in known.values() if not part.only_tests]
+        names = [name for given in arguments.names for name in (cluster if given == "all" else [given])]
         if unknown := set(names) - set(known):
             raise BuildError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
         if arguments.check:
