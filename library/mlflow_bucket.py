@@ -10,9 +10,11 @@ short_description: Give MLflow its bucket and a key that can use only this
 description:
   - With an administrator's key of MinIO it ensures the bucket, the access key with its secret key, and one policy on it
     that allows listing the bucket and reading, writing and deleting its objects.
-  - Without, it makes the bucket with MLflow's own key if it is missing; any S3 server will do.
+  - Without, it makes the bucket with MLflow's own key if it is missing; any S3 server will do. It sets what this key
+    may set, and says what it could not do.
   - A bucket that exists but is refused to the key is an error, never an occasion to create one.
   - Anonymous access to the bucket is taken away where the administrator's key is given.
+  - Of the lifecycle rules it touches its own, whose ids begin with C(ansible-mlflow-), and no others.
 options:
   endpoint:
     description: C(http://host[:port]) or C(https://host[:port]), without path or bucket.
@@ -38,9 +40,35 @@ options:
     description:
       - For backups - the key may read and add objects and delete none, and the bucket keeps what is overwritten as
         older versions, so that a stolen key can destroy nothing.
-      - Without an administrator's key this is for whoever makes bucket and key.
+      - Without an administrator's key, what the key may do is for whoever makes it.
     type: bool
     default: false
+  versioning:
+    description: Whether the bucket has to keep what is overwritten or deleted. V(false) changes nothing.
+    type: bool
+    default: false
+  abort_uploads_after_days:
+    description:
+      - Days after which an upload in parts that nobody completed is aborted. 0 for no such rule.
+      - MinIO has no such rule. It does this after a day, unless its administrator chose another time for all buckets.
+    type: int
+    default: 0
+  expire_versions_after_days:
+    description: Days after which an older version is deleted for good. 0 for no such rule.
+    type: int
+    default: 0
+  lock_days:
+    description:
+      - Days for which no version of a new object can be deleted (object lock in governance mode). V(0) changes nothing.
+      - A bucket that exists without object lock cannot have it any more, and is refused.
+    type: int
+    default: 0
+  quota:
+    description:
+      - How much the bucket may hold, in bytes or with Ki, Mi, Gi or Ti, and V(0) for any amount. Empty or left out, it
+        stays as it is.
+      - It needs MinIO's administrator.
+    type: str
   admin_access_key:
     description: An administrator's access key of MinIO. Empty or left out if there is none.
     type: str
@@ -68,6 +96,9 @@ EXAMPLES = r"""
     bucket: mlflow
     access_key: mlflow-prod
     secret_key: "{{ vault_mlflow_secret_key }}"
+    versioning: true
+    expire_versions_after_days: 90
+    quota: 500Gi
     admin_access_key: "{{ vault_minio_admin_access_key }}"
     admin_secret_key: "{{ vault_minio_admin_secret_key }}"
 
@@ -88,14 +119,22 @@ changes:
   type: list
   elements: str
   sample: [created bucket mlflow]
+not_done:
+  description: What was asked for and could not be done, and why; each is a warning, too.
+  returned: success
+  type: list
+  elements: str
+  sample: ["the lifecycle rules: access key mlflow-prod may not (AccessDenied)"]
 """
 
-from ansible.module_utils.ansible_mlflow import object_store
+from ansible.module_utils.ansible_mlflow import object_store, object_store_bucket
 from ansible.module_utils.ansible_mlflow.errors import Error, run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT, reach_service
 from ansible.module_utils.basic import AnsibleModule
 
+DAYS = ("abort_uploads_after_days", "expire_versions_after_days", "lock_days")
+MOST_DAYS = 36500
 ARGUMENTS = {
     "endpoint": {"type": "str", "required": True},
     "region": {"type": "str", "default": "us-east-1"},
@@ -103,6 +142,11 @@ ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
     "bucket": {"type": "str", "required": True},
     "append_only": {"type": "bool", "default": False},
+    "versioning": {"type": "bool", "default": False},
+    "abort_uploads_after_days": {"type": "int", "default": 0},
+    "expire_versions_after_days": {"type": "int", "default": 0},
+    "lock_days": {"type": "int", "default": 0},
+    "quota": {"type": "str"},
     # The names of keys are no secrets; masked, every message that names one would be unreadable.
     "access_key": {"type": "str", "required": True, "no_log": False},
     "secret_key": {"type": "str", "required": True, "no_log": True},
@@ -111,10 +155,20 @@ ARGUMENTS = {
 }
 
 
+def wanted_of(params: dict) -> object_store_bucket.Wanted:
+    """What the options ask for. :raises Error: naming the option that cannot be."""
+    object_store.check_bucket_name(params["bucket"])
+    for option in DAYS:
+        if not 0 <= params[option] <= MOST_DAYS:
+            raise Error(f"{option}: expected 0 to {MOST_DAYS} days, got {params[option]}")
+    quota = object_store_bucket.parse_size(params["quota"]) if params["quota"] else None
+    names = ("bucket", "append_only", "versioning", *DAYS)
+    return object_store_bucket.Wanted(**{name: params[name] for name in names}, quota=quota)
+
+
 def ensure(module: AnsibleModule) -> dict:
     params = module.params
-    endpoint = object_store.parse_endpoint(params["endpoint"])
-    object_store.check_bucket_name(params["bucket"])
+    endpoint, wanted = object_store.parse_endpoint(params["endpoint"]), wanted_of(params)
     for option in ("access_key", "secret_key"):
         if not params[option]:
             raise Error(f"{option}: expected the key that MLflow uses, got an empty text")
@@ -122,19 +176,21 @@ def ensure(module: AnsibleModule) -> dict:
         raise Error("admin_access_key and admin_secret_key: expected both or neither")
     cluster = Cluster(params["kubeconfig"], params["context"])
     with reach_service(endpoint.host, endpoint.port, params["reach"], cluster) as address:
-        key = (params["access_key"], params["secret_key"])
-        own = object_store.Store(endpoint, address, params["region"], *key)
+
+        def store(*key: str) -> object_store.Store:
+            return object_store.Store(endpoint, address, params["region"], *key)
+
+        own = store(params["access_key"], params["secret_key"])
         if params["admin_access_key"]:
-            admin_key = (params["admin_access_key"], params["admin_secret_key"])
-            admin = object_store.Store(endpoint, address, params["region"], *admin_key)
-            outcome = object_store.ensure_with_admin(
-                admin, own, params["bucket"], key[1], module.check_mode, params["append_only"]
-            )
+            admin = store(params["admin_access_key"], params["admin_secret_key"])
+            outcome = object_store_bucket.ensure_with_admin(admin, own, params["secret_key"], wanted, module.check_mode)
         else:
-            outcome = object_store.ensure_with_own_key(own, params["bucket"], module.check_mode)
+            outcome = object_store_bucket.ensure_with_own_key(own, store(), wanted, module.check_mode)
     for warning in outcome.warnings:
         module.warn(warning)
-    result = {"changed": bool(outcome.changes), "changes": outcome.changes}
+    for sentence in outcome.not_done:
+        module.warn(f"{endpoint.url}, bucket {wanted.bucket}: could not be done: {sentence}")
+    result = {"changed": bool(outcome.changes), "changes": outcome.changes, "not_done": outcome.not_done}
     if module._diff:
         result["diff"] = {"before": outcome.before, "after": outcome.after}
     return result

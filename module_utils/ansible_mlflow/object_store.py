@@ -1,25 +1,25 @@
-"""The S3 side of an environment: its bucket, and an access key that can touch that bucket and nothing else."""
+"""An S3 server as one access key sees it, and what its refusals mean."""
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .errors import Error, MissingLibraryError, one_line
 
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 20
+# A prefix that no artifact has keeps the answer to a list short, however full the bucket is.
+ABSENT_PREFIX = "\x7fansible-mlflow/"
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
 _ENDPOINT = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?/?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
-
-# What MLflow's S3 client needs and no more: listing also makes S3 answer 404 instead of 403 for an absent object. The
-# backup writes down whether the bucket keeps versions.
-BUCKET_ACTIONS = ["s3:GetBucketVersioning", "s3:ListBucket"]
-OBJECT_ACTIONS = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
 
 
 @dataclass(frozen=True)
@@ -65,82 +65,60 @@ def check_bucket_name(name: str) -> None:
         )
 
 
-def policy_for(bucket: str, append_only: bool = False) -> dict:
-    """The policy that allows exactly what MLflow needs on one bucket, or all of it but deleting objects."""
-    arn = f"arn:aws:s3:::{bucket}"
-    actions = [action for action in OBJECT_ACTIONS if not (append_only and action == "s3:DeleteObject")]
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Action": BUCKET_ACTIONS, "Resource": [arn]},
-            {"Effect": "Allow", "Action": actions, "Resource": [f"{arn}/*"]},
-        ],
-    }
-
-
-def normalised(policy: dict) -> list:
-    """A policy's statements in a form that compares equal whatever their order and spelling."""
-    statements = policy.get("Statement") or []
-    if isinstance(statements, dict):
-        statements = [statements]
-    return sorted(
-        json.dumps(
-            {key: sorted(value) if isinstance(value, list) else ([value] if key != "Effect" else value)
-             for key, value in statement.items() if value and key != "Sid"},
-            sort_keys=True,
-        )
-        for statement in statements
-    )  # fmt: skip
-
-
-def allows_anonymous(policy_text: str) -> bool:
-    """Whether a bucket policy lets anybody in without a key."""
-    statements = json.loads(policy_text or "{}").get("Statement") or []
-    for statement in [statements] if isinstance(statements, dict) else statements:
-        principal = statement.get("Principal")
-        names = principal.get("AWS") if isinstance(principal, dict) else principal
-        if statement.get("Effect") == "Allow" and "*" in (names if isinstance(names, list) else [names]):
-            return True
-    return False
-
-
-@dataclass
-class Outcome:
-    """What was changed, or would be, and how it looked before and after."""
-
-    changes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    before: dict = field(default_factory=dict)
-    after: dict = field(default_factory=dict)
-
-
 class Refusal(Exception):
-    """An answer of the S3 server: ``code`` is S3's word for it, ``message`` its sentence."""
+    """An answer of the S3 server.
 
-    def __init__(self, code: str, message: str):
+    Attributes:
+        code, message: S3's word for it, and its sentence.
+        region: Where the bucket is, if the server says so.
+    """
+
+    def __init__(self, code: str, message: str, region: str = ""):
         super().__init__(f"{code}: {message}")
-        self.code, self.message = code, message
+        self.code, self.message, self.region = code, message, region
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the server does not know what it was asked for, rather than refuse it to somebody."""
+        return self.code.startswith("HTTP ") or self.code in UNKNOWN
+
+
+# What servers answer to a request that they have not learned.
+UNKNOWN = ("NotImplemented", "MethodNotAllowed", "VersioningNotConfigured", "MalformedXML", "InvalidArgument")
+# What says that a request was sent to the wrong region.
+WRONG_REGION = (
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidLocationConstraint",
+    "InvalidRegion",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+)
 
 
 class Store:
     """An S3 server as one key sees it.
 
     :param address: the (host, port) to connect to, which differs from the endpoint's behind a tunnel.
+    :param access_key, secret_key: empty for somebody without a key.
     """
 
-    def __init__(self, endpoint: Endpoint, address: tuple[str, int], region: str, access_key: str, secret_key: str):
+    def __init__(
+        self, endpoint: Endpoint, address: tuple[str, int], region: str, access_key: str = "", secret_key: str = ""
+    ):
         try:
             import minio
-            import minio.minioadmin
             import urllib3
-            from minio.credentials import StaticProvider
         except ImportError as error:
             raise MissingLibraryError("minio", str(error)) from None
         self.endpoint, self.region, self.access_key = endpoint, region, access_key
         # With the library's own client a server that does not answer would be asked for half an hour.
         options = {
             "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
-            "retries": urllib3.Retry(total=2, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504], redirect=0),
+            # A redirect is an answer: it may name the bucket's region.
+            "retries": urllib3.Retry(
+                total=2, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504], redirect=0, raise_on_redirect=False
+            ),
         }
         if endpoint.secure:
             # The certificate is for the endpoint's name, also when a tunnel leads there.
@@ -149,43 +127,58 @@ class Store:
         netloc = f"{address[0]}:{address[1]}"
         self._client = minio.Minio(
             netloc,
-            access_key=access_key,
-            secret_key=secret_key,
+            access_key=access_key or None,
+            secret_key=secret_key or None,
             secure=endpoint.secure,
             region=region,
             http_client=urllib3.PoolManager(**options),
         )
-        self._admin = minio.minioadmin.MinioAdmin(
-            endpoint=netloc,
-            credentials=StaticProvider(access_key, secret_key),
-            secure=endpoint.secure,
-            region=region,
-            http_client=urllib3.PoolManager(**options),
-        )
+        self._admin_options = {
+            "endpoint": netloc,
+            "secure": endpoint.secure,
+            "region": region,
+            "http_client": urllib3.PoolManager(**options),
+        }
+        self._secret_key = secret_key
+
+    @functools.cached_property
+    def _admin(self):
+        # It imports cryptography, which nobody without an administrator needs.
+        import minio.minioadmin
+        from minio.credentials import StaticProvider
+
+        key = StaticProvider(self.access_key, self._secret_key)
+        return minio.minioadmin.MinioAdmin(credentials=key, **self._admin_options)
 
     def ask(self, function, *args, **kwargs):
         """Call the library.
 
         :raises Refusal: the server answered with an error. :raises Error: it did not answer, or not as S3 does.
         """
+        from xml.etree import ElementTree
+
         import urllib3
         from minio.error import MinioAdminException, MinioException, S3Error
 
         try:
             return function(*args, **kwargs)
         except S3Error as error:
-            raise Refusal(error.code or "Unknown", error.message or "") from None
+            if error.code:
+                raise Refusal(error.code, error.message or "", _region_of(error)) from None
+            raise self._stranger(one_line(error, 300)) from None
         except MinioAdminException as error:
             raise _admin_refusal(error) from None
-        except MinioException as error:
-            raise Error(f"{self.endpoint.url} does not answer as an S3 server does: {one_line(error, 300)}") from None
+        except (MinioException, ElementTree.ParseError, ValueError) as error:
+            raise self._stranger(one_line(error, 300)) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Error(f"{self.endpoint.url} cannot be reached: {_connection_words(error)}") from None
 
+    def _stranger(self, words: str) -> Error:
+        return Error(f"{self.endpoint.url} does not answer as an S3 server does: {words}")
+
     def look(self, bucket: str) -> str:
         """``present``, ``absent``, or S3's code of the refusal; asks as the key that MLflow uses would."""
-        # A prefix that no artifact has keeps the answer short, however full the bucket is.
-        objects = self._client.list_objects(bucket, prefix="\x7fansible-mlflow/")
+        objects = self._client.list_objects(bucket, prefix=ABSENT_PREFIX)
         try:
             self.ask(lambda: next(iter(objects), None))
         except Refusal as refusal:
@@ -196,13 +189,22 @@ class Store:
             raise self.explained(refusal, bucket) from None
         return "present"
 
-    def make_bucket(self, bucket: str) -> None:
+    def is_open(self, bucket: str) -> bool:
+        """Whether a bucket can be listed; asked without a key, whether everybody can."""
+        objects = self._client.list_objects(bucket, prefix=ABSENT_PREFIX)
+        try:
+            self.ask(lambda: next(iter(objects), None))
+        except Refusal:
+            return False
+        return True
+
+    def make_bucket(self, bucket: str, object_lock: bool = False) -> None:
         """Create a bucket; a bucket that the key owns already is fine.
 
         :raises Error: somebody else has a bucket of that name, or the key may not create one.
         """
         try:
-            self.ask(self._client.make_bucket, bucket, location=self.region)
+            self.ask(self._client.make_bucket, bucket, location=self.region, object_lock=object_lock)
         except Refusal as refusal:
             if refusal.code != "BucketAlreadyOwnedByYou":
                 raise self.explained(refusal, bucket) from None
@@ -211,18 +213,82 @@ class Store:
         """What a refusal means for the operator."""
         where, key = self.endpoint.url, self.access_key
         table = {
-            "AccessDenied": f"access key {key} may neither use nor create bucket {bucket}",
+            "AccessDenied": f"access key {key} may not use bucket {bucket}. It may be there and another's, so it "
+            f"is not made: give this key its rights, or give the key of an administrator, or choose another bucket",
             "InvalidAccessKeyId": f"there is no access key {key}",
             "SignatureDoesNotMatch": f"the secret key of access key {key} is wrong",
             "RequestTimeTooSkewed": "the clocks of this machine and of the server differ by more than 15 minutes",
             "BucketAlreadyExists": f"the name {bucket} is taken by another owner; choose another bucket",
-            "PermanentRedirect": f"bucket {bucket} is in another region or at another endpoint (region: {self.region})",
-            "AuthorizationHeaderMalformed": f"its region is not {self.region}: {refusal.message}",
-            "InvalidRegion": f"its region is not {self.region}: {refusal.message}",
             "OperationAborted": f"bucket {bucket} is being created or deleted at this moment; run again",
             "XMinioServerNotInitialized": "it is starting up",
         }
-        return Error(f"{where}: {table.get(refusal.code) or one_line(refusal, 300)} ({refusal.code})")
+        words = table.get(refusal.code) or one_line(refusal, 300)
+        if refusal.code in WRONG_REGION:
+            right = f"expected {refusal.region}" if refusal.region else one_line(refusal.message, 200)
+            words = f"region: {self.region} is not the region of bucket {bucket} or of this server; {right}"
+        return Error(f"{where}: {words} ({refusal.code})")
+
+    # -- A bucket's settings ----------------------------------------------------------------------------------------
+
+    def bucket_policy(self, bucket: str) -> str:
+        """The bucket's own policy as JSON text, empty without one."""
+        try:
+            return self.ask(self._client.get_bucket_policy, bucket)
+        except Refusal as refusal:
+            if refusal.code == "NoSuchBucketPolicy":
+                return ""
+            raise
+
+    def delete_bucket_policy(self, bucket: str) -> None:
+        self.ask(self._client.delete_bucket_policy, bucket)
+
+    def versioning(self, bucket: str) -> str:
+        """``Enabled``, ``Suspended`` or ``Off``."""
+        return self.ask(self._client.get_bucket_versioning, bucket).status or "Off"
+
+    def enable_versioning(self, bucket: str) -> None:
+        from minio.versioningconfig import ENABLED, VersioningConfig
+
+        self.ask(self._client.set_bucket_versioning, bucket, VersioningConfig(ENABLED))
+
+    def lifecycle(self, bucket: str) -> str:
+        """The bucket's lifecycle rules as XML, empty without any.
+
+        The library has a model of them too, which would lose what it does not know of other people's rules.
+        """
+        try:
+            answer = self.ask(self._client._execute, "GET", bucket, query_params={"lifecycle": ""})
+        except Refusal as refusal:
+            if refusal.code == "NoSuchLifecycleConfiguration":
+                return ""
+            raise
+        return answer.data.decode()
+
+    def set_lifecycle(self, bucket: str, xml: str) -> None:
+        """Replace all of the bucket's lifecycle rules; an empty text removes them."""
+        if not xml:
+            return self.ask(self._client.delete_bucket_lifecycle, bucket)
+        body = xml.encode()
+        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        headers, query = {"Content-MD5": digest}, {"lifecycle": ""}
+        self.ask(self._client._execute, "PUT", bucket, body=body, headers=headers, query_params=query)
+
+    def object_lock(self, bucket: str) -> tuple[str, int] | None:
+        """(mode, days) of the retention that new objects get, ("", 0) without one; None for a bucket without locks."""
+        try:
+            found = self.ask(self._client.get_object_lock_config, bucket)
+        except Refusal as refusal:
+            if refusal.code == "ObjectLockConfigurationNotFoundError":
+                return None
+            raise
+        days = (found.duration or 0) * (365 if found.duration_unit == "Years" else 1)
+        return found.mode or "", days
+
+    def set_object_lock(self, bucket: str, days: int) -> None:
+        from minio.commonconfig import GOVERNANCE
+        from minio.objectlockconfig import DAYS, ObjectLockConfig
+
+        self.ask(self._client.set_object_lock_config, bucket, ObjectLockConfig(GOVERNANCE, days, DAYS))
 
     # -- MinIO's administration -------------------------------------------------------------------------------------
 
@@ -259,31 +325,17 @@ class Store:
         if others:
             self.ask(self._admin.detach_policy, others, user=access_key)
 
-    def bucket_policy(self, bucket: str) -> str:
-        """The bucket's own policy as JSON text, empty without one."""
-        try:
-            return self.ask(self._client.get_bucket_policy, bucket)
-        except Refusal as refusal:
-            if refusal.code in ("NoSuchBucketPolicy", "NoSuchBucket"):
-                return ""
-            raise
+    def quota(self, bucket: str) -> int:
+        """Bytes that the bucket may hold; 0 for any number."""
+        return json.loads(self.ask(self._admin.bucket_quota_get, bucket)).get("quota") or 0
 
-    def delete_bucket_policy(self, bucket: str) -> None:
-        self.ask(self._client.delete_bucket_policy, bucket)
+    def set_quota(self, bucket: str, size: int) -> None:
+        self.ask(self._admin.bucket_quota_set, bucket, size)
 
-    def keeps_versions(self, bucket: str) -> bool:
-        """Whether what is overwritten in a bucket is kept as an older version."""
-        try:
-            return self.ask(self._client.get_bucket_versioning, bucket).status == "Enabled"
-        except Refusal as refusal:
-            if refusal.code == "NoSuchBucket":
-                return False
-            raise
-
-    def keep_versions(self, bucket: str) -> None:
-        from minio.versioningconfig import ENABLED, VersioningConfig
-
-        self.ask(self._client.set_bucket_versioning, bucket, VersioningConfig(ENABLED))
+    def stale_uploads_expiry(self) -> str:
+        """The time after which MinIO aborts an upload that nobody completes, as it writes it: 24h."""
+        found = re.search(r"\bstale_uploads_expiry=(\S+)", self.ask(self._admin.config_get, "api"))
+        return found[1] if found else ""
 
 
 def ca_bundle() -> str:
@@ -293,6 +345,16 @@ def ca_bundle() -> str:
     import certifi
 
     return os.environ.get("AWS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
+
+
+def _region_of(error) -> str:
+    """The region that an answer names: Amazon's header, or what the error's text says."""
+    answer = error.response
+    body = (answer.data or b"").decode(errors="replace")
+    found = re.search(r"<Region>([a-z0-9-]+)</Region>", body) or re.search(
+        r"expecting ['\"]?([a-z0-9-]+)", error.message or ""
+    )
+    return answer.headers.get("x-amz-bucket-region") or (found[1] if found else "")
 
 
 def _admin_refusal(error) -> Refusal:
@@ -310,119 +372,3 @@ def _connection_words(error: Exception) -> str:
 
     text = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
     return connection_problem(text).replace("the authority that the kubeconfig names", "an authority trusted here")
-
-
-def ensure_with_own_key(own: Store, bucket: str, check_mode: bool) -> Outcome:
-    """See that the key can use the bucket; make the bucket if it is missing.
-
-    :raises Error: the key is refused, or the bucket is there but not for this key.
-    """
-    outcome = Outcome()
-    state = own.look(bucket)
-    if state == "absent":
-        _note(outcome, f"created bucket {bucket}", f"bucket {bucket}", "absent", "present")
-        if not check_mode:
-            own.make_bucket(bucket)
-    elif state != "present":
-        raise own.explained(Refusal(state, ""), bucket)
-    return outcome
-
-
-def ensure_with_admin(
-    admin: Store, own: Store, bucket: str, secret_key: str, check_mode: bool, append_only: bool = False
-) -> Outcome:
-    """Bring bucket, policy and user into the wanted state.
-
-    :param own: the store as MLflow's key sees it; :param secret_key: that key's secret.
-    :param append_only: the key may delete nothing, and what it overwrites is kept as an older version.
-    :raises Error: the administrator's key is refused, or the server has no MinIO administration.
-    """
-    try:
-        return _ensure_with_admin(admin, own, bucket, secret_key, check_mode, append_only)
-    except Refusal as refusal:
-        if refusal.code.startswith("HTTP ") or refusal.code in ("MethodNotAllowed", "NotImplemented", "NoSuchBucket"):
-            raise Error(
-                f"{admin.endpoint.url} has no MinIO administration ({refusal.code}); make bucket, policy and key there "
-                f"yourself and leave admin_access_key and admin_secret_key out"
-            ) from None
-        if refusal.code == "AccessDenied":
-            who = f"access key {admin.access_key}"
-            raise Error(f"{admin.endpoint.url}: {who} is no administrator (AccessDenied)") from None
-        raise admin.explained(refusal, bucket) from None
-
-
-def _ensure_with_admin(
-    admin: Store, own: Store, bucket: str, secret_key: str, check_mode: bool, append_only: bool
-) -> Outcome:
-    if own.access_key == admin.access_key:
-        raise Error(f"access_key: {own.access_key} is the administrator's; MLflow needs a key of its own")
-    outcome = Outcome()
-    state = admin.look(bucket)
-    if state not in ("present", "absent"):
-        raise Refusal(state, "")
-    user = admin.user(own.access_key)
-    name = f"{bucket}-{own.access_key}"
-    policy = admin.policy(name)
-
-    if state == "absent":
-        _note(outcome, f"created bucket {bucket}", f"bucket {bucket}", "absent", "present")
-        if not check_mode:
-            admin.make_bucket(bucket)
-    elif allows_anonymous(admin.bucket_policy(bucket)):
-        sentence = f"closed bucket {bucket} to anonymous access"
-        _note(outcome, sentence, f"bucket {bucket}, anonymous", "allowed", "refused")
-        if not check_mode:
-            admin.delete_bucket_policy(bucket)
-
-    if append_only and not admin.keeps_versions(bucket):
-        sentence = f"let bucket {bucket} keep what is overwritten as older versions"
-        _note(outcome, sentence, f"bucket {bucket}, versioning", "off", "on")
-        if not check_mode:
-            admin.keep_versions(bucket)
-
-    wanted = policy_for(bucket, append_only)
-    if policy is None or normalised(policy) != normalised(wanted):
-        before = "absent" if policy is None else normalised(policy)
-        verb = "created" if policy is None else "corrected"
-        _note(outcome, f"{verb} policy {name}", f"policy {name}", before, normalised(wanted))
-        if not check_mode:
-            admin.set_policy(name, wanted)
-
-    attached = [entry for entry in ((user or {}).get("policyName") or "").split(",") if entry]
-    if user is None:
-        _note(outcome, f"created access key {own.access_key}", f"access key {own.access_key}", "absent", "enabled")
-    elif user.get("status") != "enabled":
-        _note(outcome, f"enabled access key {own.access_key}", f"access key {own.access_key}", "disabled", "enabled")
-    elif own.look(bucket) in ("SignatureDoesNotMatch", "InvalidAccessKeyId"):
-        sentence = f"set the secret key of access key {own.access_key}"
-        _note(outcome, sentence, f"access key {own.access_key}, secret key", "another", "as given")
-    else:
-        secret_key = ""
-    if secret_key and not check_mode:
-        admin.set_user(own.access_key, secret_key)
-
-    if attached != [name]:
-        others = ", ".join(entry for entry in attached if entry != name)
-        sentence = f"attached policy {name} to access key {own.access_key}"
-        if others:
-            sentence = f"left access key {own.access_key} no policy but {name} (it had {others})"
-        _note(outcome, sentence, f"access key {own.access_key}, policies", attached, [name])
-        if not check_mode:
-            admin.attach_only(own.access_key, name, attached)
-    if user and user.get("memberOf"):
-        groups = ", ".join(user["memberOf"])
-        outcome.warnings.append(f"access key {own.access_key} has more rights: it is in the groups {groups}")
-    if not check_mode and outcome.changes:
-        _prove(own, bucket)
-    return outcome
-
-
-def _prove(own: Store, bucket: str) -> None:
-    state = own.look(bucket)
-    if state != "present":
-        raise own.explained(Refusal(state, "after it was set up"), bucket)
-
-
-def _note(outcome: Outcome, sentence: str, key: str, before, after) -> None:
-    outcome.changes.append(sentence)
-    outcome.before[key], outcome.after[key] = before, after
