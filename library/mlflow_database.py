@@ -159,6 +159,11 @@ revisions:
   returned: success
   type: dict
   sample: {mlflow: {alembic_version: [dc11669786a5]}}
+artifact_roots:
+  description: Number of experiments by the place below which MLflow put their artifacts, as far as it may be read.
+  returned: success
+  type: dict
+  sample: {"s3://mlflow": 12}
 sql:
   description: What an administrator has to run in psql, without any password.
   returned: when there is no administrator and something is missing
@@ -229,6 +234,7 @@ def ensure(module: AnsibleModule) -> dict:
         "changes": outcome.changes,
         "server_version": outcome.server_version,
         "revisions": outcome.revisions,
+        "artifact_roots": dict(outcome.artifact_roots),
     }
     if module._diff:
         result["diff"] = {"before": outcome.before, "after": outcome.after}

@@ -6,6 +6,7 @@ import contextlib
 import re
 import ssl
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -142,13 +143,14 @@ class Wanted:
 
 @dataclass
 class Outcome:
-    """What was changed, or would be, and how it looked before and after; the revisions found in each database."""
+    """What was changed, or would be, and how it looked before and after; what was found in the databases."""
 
     changes: list[str] = field(default_factory=list)
     before: dict = field(default_factory=dict)
     after: dict = field(default_factory=dict)
     server_version: str = ""
     revisions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    artifact_roots: Counter[str] = field(default_factory=Counter)
 
     def note(self, sentence: str, key: str, before, after) -> None:
         """Add a change."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import connections
+from . import artifact_roots, connections
 from . import database_contents as contents
 from .database import ConnectError, Outcome, Role, Server, Wanted, check_version, connect, first, quoted
 from .errors import Error
@@ -46,6 +46,7 @@ class Check:
                         if name not in self.looked:
                             self._look(connection, name)
                             self.outcome.revisions[name] = contents.revisions(connection, self.wanted.schema)
+                            self.outcome.artifact_roots.update(artifact_roots.read(connection))
                             self.looked.add(name)
                 except ConnectError as error:
                     if error.state in ("28P01", "28000"):

@@ -9,7 +9,7 @@ import hmac
 import re
 import time
 
-from . import connections
+from . import artifact_roots, connections
 from . import database_contents as contents
 from .database import ConnectError, Outcome, Role, Server, Wanted, check_version, connect, first, quoted, rows
 from .errors import Error
@@ -267,6 +267,7 @@ class Administration:
                     with connection.transaction():
                         changes = self._put_right(connection, name)
                     self.outcome.revisions[name] = contents.revisions(connection, self.wanted.schema)
+                    self.outcome.artifact_roots.update(artifact_roots.read(connection))
                     break
                 except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                     if attempt == LOCK_TRIES:

@@ -14,10 +14,18 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 BUCKET = re.compile(r"(?!xn--)(?![0-9.]+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# How much a bucket may hold.
+SIZE = re.compile(r"([0-9]{1,18}(Ki|Mi|Gi|Ti)?)?", re.ASCII)
 # An image reference: [host[:port]/]path[:tag][@digest].
 IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?")
 USERNAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
+# What is given in days of a bucket.
+BUCKET_DAYS = (
+    "mlflow_object_store_expire_versions_after_days",
+    "mlflow_object_store_abort_uploads_after_days",
+    "mlflow_object_store_lock_days",
+)
 # What PostgreSQL has to take as a name.
 DATABASE_NAMES = (
     "mlflow_database_name",
@@ -75,6 +83,12 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             "mlflow_object_store_bucket",
             lambda name: BUCKET.fullmatch(name) and ".." not in name,
             "an S3 bucket name: 3 to 63 lower case letters, digits, dots and hyphens",
+        ),
+        *((name, in_range(0, 36500), "0 to 36500 days") for name in BUCKET_DAYS),
+        (
+            "mlflow_object_store_quota",
+            lambda size: SIZE.fullmatch(str(size)),
+            "bytes, a number with Ki, Mi, Gi or Ti, or an empty text",
         ),
         ("mlflow_server_node_port", in_range(30000, 32767), "a port from 30000 to 32767"),
         ("mlflow_server_admin_username", USERNAME.fullmatch, "letters, digits and _ . @ -"),

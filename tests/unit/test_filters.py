@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 environment = load_filter("mlflow_environment")
 server = load_filter("mlflow_server")
 schema = load_filter("mlflow_schema")
+object_store = load_filter("mlflow_object_store")
 
 GOOD = {
     "mlflow_environment_name": "dev",
@@ -33,6 +34,10 @@ GOOD = {
     "mlflow_database_ca_certificate": "",
     "mlflow_object_store_endpoint": "http://minio-dev.pgsql.svc.cluster.local:9000",
     "mlflow_object_store_bucket": "mlflow",
+    "mlflow_object_store_expire_versions_after_days": 90,
+    "mlflow_object_store_abort_uploads_after_days": 7,
+    "mlflow_object_store_lock_days": 0,
+    "mlflow_object_store_quota": "500Gi",
     "mlflow_server_node_port": 30502,
     "mlflow_server_admin_username": "admin",
 }
@@ -84,6 +89,11 @@ def test_good_settings_have_no_problem() -> None:
         ("mlflow_object_store_bucket", "ml..flow", "an S3 bucket name"),
         ("mlflow_object_store_bucket", "10.1.2.3", "an S3 bucket name"),
         ("mlflow_object_store_bucket", "xn--mlflow", "an S3 bucket name"),
+        ("mlflow_object_store_expire_versions_after_days", -1, "0 to 36500 days"),
+        ("mlflow_object_store_abort_uploads_after_days", 36501, "0 to 36500 days"),
+        ("mlflow_object_store_lock_days", None, "0 to 36500 days"),
+        ("mlflow_object_store_quota", "500G", "a number with Ki, Mi, Gi or Ti"),
+        ("mlflow_object_store_quota", -1, "a number with Ki, Mi, Gi or Ti"),
         ("mlflow_server_node_port", 5000, "a port from 30000 to 32767"),
         ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
         ("mlflow_server_admin_username", "", "letters, digits"),
@@ -270,3 +280,46 @@ def test_any_name_of_a_schema_arrives_as_one_identifier(name: str) -> None:
 )
 def test_libpq_is_told_what_is_not_its_default(tls_mode: str, variables: dict[str, str]) -> None:
     assert server.database_environment("", tls_mode=tls_mode, ca_file="/ca") == variables
+
+
+@pytest.mark.parametrize(
+    ("roots", "accepted"),
+    [
+        ({}, []),
+        ({"s3://mlflow": 3}, []),
+        # What the server hands on by itself, and what was on a server's own disk.
+        ({"s3://mlflow": 3, "mlflow-artifacts:": 2, "/mlruns": 1}, []),
+        ({"s3://mlflow": 3, "s3://old": 4, "s3://mlflow/here": 1}, ["s3://old", "s3://mlflow/here/"]),
+    ],
+)
+def test_experiments_where_they_belong_are_no_problem(roots: dict[str, int], accepted: list[str]) -> None:
+    assert object_store.artifact_root_problem(roots, "mlflow", accepted) == ""
+
+
+@pytest.mark.parametrize(
+    ("roots", "accepted", "words"),
+    [
+        ({"s3://old": 4}, [], "4 experiments in the database are elsewhere: s3://old (4)."),
+        # Another one's name begins as this one's.
+        (
+            {"s3://mlflow-old": 1, "s3://mlflow": 9},
+            [],
+            "1 experiments in the database are elsewhere: s3://mlflow-old (1).",
+        ),
+        (
+            {"s3://mlflow/prefix": 2, "s3://a": 5},
+            [],
+            "7 experiments in the database are elsewhere: s3://a (5), s3://mlflow/",
+        ),
+        (
+            {"s3://old": 4, "s3://older": 1},
+            ["s3://old"],
+            "1 experiments in the database are elsewhere: s3://older (1).",
+        ),
+    ],
+)
+def test_experiments_elsewhere_are_counted(roots: dict[str, int], accepted: list[str], words: str) -> None:
+    problem = object_store.artifact_root_problem(roots, "mlflow", accepted)
+    assert problem.startswith("mlflow_object_store_bucket is mlflow, and the artifacts of ")
+    assert words in problem
+    assert "mlflow_object_store_other_artifact_roots" in problem
