@@ -296,6 +296,15 @@ def test_experiments_where_they_belong_are_no_problem(roots: dict[str, int], acc
     assert object_store.artifact_root_problem(roots, "mlflow", accepted) == ""
 
 
+def test_what_the_server_hands_on_is_where_it_put_it_until_now() -> None:
+    roots = {"s3://old": 2, "mlflow-artifacts:": 5}
+    assert object_store.artifact_root_problem({"mlflow-artifacts:": 5}, "mlflow", [], "s3://mlflow/") == ""
+    assert "7 experiments in the database are elsewhere: s3://old (7)." in object_store.artifact_root_problem(
+        roots, "mlflow", [], "s3://old/"
+    )
+    assert object_store.artifact_root_problem(roots, "mlflow", ["s3://old"], "s3://old/") == ""
+
+
 @pytest.mark.parametrize(
     ("roots", "accepted", "words"),
     [
