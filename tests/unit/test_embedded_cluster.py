@@ -187,17 +187,24 @@ COMMIT
 """
 
 
-def test_only_the_clusters_sets_of_addresses_are_removed(monkeypatch):
-    commands = []
+def test_only_the_clusters_sets_of_addresses_are_removed_once_the_kernel_lets_them_go(monkeypatch):
+    there, in_use = ["KUBE-SRC-2ABC", "mine", "KUBE-DST-3DEF", "KUBERNETES"], ["KUBE-DST-3DEF"]
 
     def run(*words, check=True):
-        commands.append(words)
-        return "KUBE-SRC-2ABC\nmine\nKUBE-DST-3DEF\nKUBERNETES\n" if words[1] == "list" else ""
+        if words[1] == "list":
+            return "\n".join(there)
+        if words[2] in in_use:
+            assert not check
+            in_use.remove(words[2])
+        else:
+            there.remove(words[2])
+        return ""
 
     monkeypatch.setattr(node, "run", run)
     monkeypatch.setattr(node.shutil, "which", lambda _: "/usr/sbin/ipset")
     assert node.remove_address_sets() == ["removed 2 sets of addresses of Kubernetes"]
-    assert [words[2] for words in commands if words[1] == "destroy"] == ["KUBE-SRC-2ABC", "KUBE-DST-3DEF"]
+    assert there == ["mine", "KUBERNETES"]
+    assert node.remove_address_sets() == []
 
 
 def test_only_the_clusters_firewall_rules_are_removed():

@@ -424,13 +424,25 @@ def remove_firewall_rules() -> list[str]:
 
 
 def remove_address_sets() -> list[str]:
-    """Remove kube-router's sets of addresses, which only its chains used."""
-    if not shutil.which("ipset"):
+    """Remove kube-router's sets of addresses, which only its chains used.
+
+    The kernel lets go of a removed rule's set a moment later. Raises NodeError if one is still in use after 5 s.
+    """
+    if not (names := address_sets()):
         return []
-    names = [name for name in run("ipset", "list", "-name", check=False).split() if ADDRESS_SET.match(name)]
-    for name in names:
-        run("ipset", "destroy", name)
-    return [f"removed {len(names)} sets of addresses of Kubernetes"] if names else []
+    deadline = time.monotonic() + 5
+    while left := address_sets():
+        last = time.monotonic() > deadline
+        for name in left:
+            run("ipset", "destroy", name, check=last)
+        time.sleep(0.1)
+    return [f"removed {len(names)} sets of addresses of Kubernetes"]
+
+
+def address_sets() -> list[str]:
+    """The names of kube-router's sets of addresses."""
+    names = run("ipset", "list", "-name", check=False).split() if shutil.which("ipset") else []
+    return [name for name in names if ADDRESS_SET.match(name)]
 
 
 def links(*filters: str) -> list[str]:
