@@ -29,6 +29,11 @@ options:
         description: The Secret's name.
         type: str
         required: true
+  compare_with_others:
+    description:
+      - The environment's name, to read the secrets of the project's other environments in the cluster too, as far as
+        the user may. Without it, none is read.
+    type: str
   config_maps:
     description: ConfigMaps to read.
     type: list
@@ -139,6 +144,10 @@ config_maps:
   description: The data of the ConfigMaps by C(<namespace>/<name>); empty for one that does not exist.
   returned: success
   type: dict
+other_environments:
+  description: With O(compare_with_others), the secrets of the other environments by environment.
+  returned: success
+  type: dict
 absent_secrets:
   description: The Secrets that do not exist, as C(<namespace>/<name>).
   returned: success
@@ -173,6 +182,7 @@ ARGUMENTS = {
         "no_log": False,
         "options": OBJECT,
     },
+    "compare_with_others": {"type": "str"},
     "config_maps": {"type": "list", "elements": "dict", "default": [], "options": OBJECT},
     "node_ports": {
         "type": "list",
@@ -210,6 +220,7 @@ def look(module: AnsibleModule) -> dict:
     exists = cluster_info.namespace_exists(cluster, params["namespace"])
     checked = cluster_info.check_node_ports(cluster, params["node_ports"])
     secrets, absent = cluster_info.read_secrets(cluster, params["secrets"])
+    environment = params["compare_with_others"]
     if not checked:
         module.warn("the user may not list the Services of all namespaces: nobody checked whether a node port is taken")
     network = params["network"]
@@ -222,6 +233,7 @@ def look(module: AnsibleModule) -> dict:
         "secrets": secrets,
         "config_maps": cluster_info.read_config_maps(cluster, params["config_maps"]),
         "absent_secrets": absent,
+        "other_environments": cluster_info.other_environments(cluster, environment) if environment else {},
         "node_ports_checked": checked,
     }
 

@@ -9,6 +9,9 @@ from .errors import Error
 from .kubernetes import ApiError, Cluster
 
 NODE_PORTS = range(30000, 32768)
+# The namespaces of this project, and the Secrets that each environment has.
+OURS = "app.kubernetes.io/managed-by=ansible-mlflow"
+SECRETS = ("mlflow-secrets", "mlflow-maintenance", "mlflow-users")
 
 
 def server_version(cluster: Cluster) -> str:
@@ -44,6 +47,31 @@ def read_secrets(cluster: Cluster, wanted: list[dict]) -> tuple[dict, list[str]]
             absent.append(label)
         secrets[label] = decoded((found or {}).get("data") or {})
     return secrets, absent
+
+
+def other_environments(cluster: Cluster, environment: str) -> dict[str, list[str]]:
+    """The secrets of the other environments of this project in the cluster, by environment.
+
+    They are there to be compared with. What the user may not read is not in it.
+    """
+    found: dict[str, list[str]] = {}
+    for namespace in allowed(lambda: cluster.items("/api/v1/namespaces", labelSelector=OURS), []):
+        other = namespace["metadata"]["labels"].get("app.kubernetes.io/instance", environment)
+        for secret in (f"{kind}-{other}" for kind in SECRETS if other != environment):
+            path = f"/api/v1/namespaces/{namespace['metadata']['name']}/secrets/{secret}"
+            data = (allowed(lambda path=path: cluster.get(path), None) or {}).get("data") or {}
+            found.setdefault(other, []).extend(decoded(data).values())
+    return found
+
+
+def allowed(ask, otherwise):
+    """The answer of the API server, or something else where the user may not ask."""
+    try:
+        return ask()
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return otherwise
 
 
 def read_config_maps(cluster: Cluster, wanted: list[dict]) -> dict[str, dict]:

@@ -1,4 +1,8 @@
-"""Filters of the role mlflow_environment: where each secret comes from, and which are refused."""
+"""Filters of the role mlflow_environment: where each secret comes from, and which are refused.
+
+An `origin` says in all of them where the environment's secrets are: a dictionary of `source`
+(mlflow_environment_secrets_source), `environment`, `namespace` and `vault`, the secret in Vault with its engine.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ import base64
 import re
 import secrets
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-# The Secrets of an environment. The server reads the first one whole, so what only upgrades and backups need is apart.
+# The Secrets of an environment. The server reads the first one whole, so what only upgrades and backups need is apart;
+# no pod reads the users' passwords.
 SERVER = "mlflow-secrets"
 MAINTENANCE = "mlflow-maintenance"
+USERS = "mlflow-users"
 
 
 @dataclass(frozen=True)
@@ -68,18 +75,64 @@ DISTINCT = (
     ("database_password", "database_migrator_password", "the server must not be able to change the schema"),
     ("object_store_access_key", "backup_access_key", "the server must not be able to delete backups"),
 )
-# Values that are published, so that they keep nobody out.
-PUBLISHED = {"password1234", "changeme", "mlflow-default-kek-passphrase-for-development-only"}
 # What access keys are called when they are generated: they are names, not secrets.
 ACCESS_KEYS = {"object_store_access_key": "mlflow", "backup_access_key": "mlflow-backup"}
+NAMES = {*ACCESS_KEYS, "database_admin_username", "object_store_admin_access_key"}
+
+# Values that MLflow has published, so that they keep nobody out.
+PUBLISHED = {"password1234", "mlflow-default-kek-passphrase-for-development-only"}
+# Words of examples and of other servers' first passwords; digits and signs around them make them no better.
+WORDS = {"admin", "adminadmin", "changeit", "example", "minio", "minioadmin", "mlflow", "mlflowadmin", "mypassword"}
+WORDS |= {"mysecret", "passwd", "password", "passwort", "postgres", "postgresql", "secret", "secretkey", "test", "todo"}
+# How texts begin that ask for a value in their place, without what is no letter.
+BEGINNINGS = ("changeme", "changethis", "fixme", "placeholder", "replace", "yourpassword", "yoursecret", "yourkey")
+# <password>, {{ password }}, ${PASSWORD}, and one character over and over.
+FORMS = re.compile(r"<.*>|\{\{.*\}\}|\$\{.*\}|(.)\1*", re.DOTALL)
+
+# What to do about a secret that is missing, by the source.
+MISSING = {
+    "inventory": "give it in the environment's Ansible Vault file (docs/secrets.md)",
+    "vault": "write it there (docs/secrets.md)",
+    "cluster": "add it where that Secret is made (docs/secrets.md)",
+}
+
+
+def given_problems(given: dict[str, Any], *, source: str, production: bool) -> list[str]:
+    """Say what is wrong with the source, and what mlflow_environment_secrets has that it should not, without a value.
+
+    Args:
+        given: mlflow_environment_secrets.
+        source: mlflow_environment_secrets_source.
+        production: mlflow_environment_production.
+    """
+    problems = []
+    if source == "generated" and production:
+        problems.append(
+            "mlflow_environment_secrets_source is 'generated' and mlflow_environment_production is true; expected "
+            "inventory, vault or cluster: what is generated is in the cluster alone, and lost with it"
+        )
+    own = [name for name, rule in RULES.items() if rule.key] + ["user_passwords"]
+    unknown = [name for name in given if name not in RULES and name not in own]
+    if unknown:
+        known = ", ".join([*RULES, "user_passwords"])
+        problems.append(f"mlflow_environment_secrets has {', '.join(unknown)}; expected only {known}")
+    elsewhere = [name for name in given if name in own and given[name]]
+    if elsewhere and source in ("vault", "cluster"):
+        problems.append(
+            f"mlflow_environment_secrets has {', '.join(elsewhere)}, but mlflow_environment_secrets_source is "
+            f"{source!r}; expected in it administrators' credentials alone"
+        )
+    if not isinstance(given.get("user_passwords") or {}, dict):
+        problems.append("mlflow_environment_secrets.user_passwords is no dictionary; expected passwords by user name")
+    return problems
 
 
 def secret_values(
     given: dict[str, str],
     *,
-    source: str,
-    environment: str,
+    origin: dict[str, str],
     kept: dict[str, str],
+    vault: dict[str, str],
     database_admin: dict[str, str],
     object_store_admin: dict[str, str],
 ) -> dict[str, str]:
@@ -87,9 +140,9 @@ def secret_values(
 
     Args:
         given: The inventory's secrets, by name.
-        source: `inventory`, or `generated`: what is not given is kept in the cluster, or made now.
-        environment: The environment's name.
+        origin: See above.
         kept: The data of the Secrets that the cluster has already, by key.
+        vault: The data of the secret in Vault, by name.
         database_admin, object_store_admin: The data of the administrators' Secrets.
 
     Returns:
@@ -100,11 +153,13 @@ def secret_values(
     values["database_admin_password"] = database_admin.get("password", "")
     values["object_store_admin_access_key"] = object_store_admin.get("access_key", "")
     values["object_store_admin_secret_key"] = object_store_admin.get("secret_key", "")
-    if source == "generated":
-        for name, rule in RULES.items():
-            if rule.key:
-                values[name] = kept.get(rule.key) or generated(name, environment)
-    values.update({name: given[name] for name in RULES if given.get(name)})
+    for name, rule in RULES.items():
+        if rule.key and origin["source"] in ("generated", "cluster"):
+            values[name] = kept.get(rule.key, "")
+        if rule.key and origin["source"] == "generated":
+            values[name] = values[name] or generated(name, origin["environment"])
+    for more in (vault, given):
+        values.update({name: more[name] for name in RULES if more.get(name)})
     return values
 
 
@@ -122,22 +177,27 @@ def random_password() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(32))
 
 
-def user_passwords(names: list[str], *, given: dict[str, str], source: str, kept: dict[str, str]) -> dict[str, str]:
+def user_passwords(
+    names: Iterable[str], *, origin: dict[str, str], given: dict[str, str], kept: dict[str, str], vault: dict[str, str]
+) -> dict[str, str]:
     """Take the password of each user of MLflow from where it is kept.
 
     Args:
         names: The users' names.
+        origin: See above.
         given: The inventory's passwords, by user name.
-        source: Where secrets come from, as in secret_values.
         kept: The data of the Secret `mlflow-users-<environment>`, by key.
+        vault: The data of the users' secret in Vault, by user name.
 
     Returns:
         The password of each user by name; an empty text where there is none.
     """
-    passwords = {name: given.get(name) or "" for name in names}
-    if source == "generated":
-        for name in names:
-            passwords[name] = passwords[name] or kept.get(user_key(name)) or random_password()
+    passwords = {}
+    for name in names:
+        found = given.get(name) or vault.get(name) or ""
+        if origin["source"] in ("generated", "cluster"):
+            found = found or kept.get(user_key(name), "")
+        passwords[name] = found or (random_password() if origin["source"] == "generated" else "")
     return passwords
 
 
@@ -146,16 +206,69 @@ def user_key(name: str) -> str:
     return NO_KEY.sub("_", name)
 
 
-def user_password_problems(passwords: dict[str, str]) -> list[str]:
+def place(name: str, origin: dict[str, str]) -> str:
+    """Where people put a secret, in their words."""
+    rule = RULES[name]
+    if rule.key and origin["source"] == "cluster":
+        return f"key {rule.key} of Secret {origin['namespace']}/{rule.secret}-{origin['environment']}"
+    if rule.key and origin["source"] == "vault":
+        return f"key {name} of Vault's secret {origin['vault']}"
+    return f"mlflow_environment_secrets.{name}"
+
+
+def user_place(name: str, origin: dict[str, str]) -> str:
+    """Where people put a user's password, in their words."""
+    if origin["source"] == "cluster":
+        return f"key {user_key(name)} of Secret {origin['namespace']}/{USERS}-{origin['environment']}"
+    if origin["source"] == "vault":
+        return f"key {name} of Vault's secret {origin['vault']}/users"
+    return f"mlflow_environment_secrets.user_passwords['{name}']"
+
+
+def secret_problems(values: dict[str, str], *, origin: dict[str, str], backup_required: bool = True) -> list[str]:
+    """Say which secrets are missing or too weak, without showing any.
+
+    Args:
+        values: Every secret of RULES by name.
+        origin: See above.
+        backup_required: Whether the keys of the backups have to be there.
+    """
+    optional = () if backup_required else ("backup_access_key", "backup_secret_key")
+    missing = MISSING.get(origin["source"], "")
+    problems = [
+        f"{place(name, origin)} {problem}"
+        for name, rule in RULES.items()
+        if rule.key
+        and (values[name] or name not in optional)
+        and (problem := secret_problem(name, rule, values[name], missing))
+    ]
+    problems += [
+        f"{place(second if values[first] else first, origin)} is missing, and {first if values[first] else second} is "
+        f"there; expected both or neither"
+        for first, second in PAIRS
+        # A required one that is missing was told already.
+        if bool(values[first]) != bool(values[second]) and (not RULES[first].key or first in optional)
+    ]
+    problems += [
+        f"{place(second, origin)} is the same as {first}; expected another one: {why}"
+        for first, second, why in DISTINCT
+        if values[first] and values[first] == values[second]
+    ]
+    return problems
+
+
+def user_password_problems(passwords: dict[str, str], *, origin: dict[str, str]) -> list[str]:
     """Say which users' passwords are missing or too weak, without showing any.
 
     Args:
         passwords: The password of each user by name.
+        origin: See above.
     """
+    missing = MISSING.get(origin["source"], "")
     problems = [
-        f"mlflow_environment_secrets.user_passwords['{name}'] {problem}"
+        f"{user_place(name, origin)} {problem}"
         for name, password in passwords.items()
-        if (problem := secret_problem("user", USER, password))
+        if (problem := secret_problem("user", USER, password, missing))
     ]
     keys: dict[str, str] = {}
     for name in passwords:
@@ -165,68 +278,34 @@ def user_password_problems(passwords: dict[str, str]) -> list[str]:
     return problems
 
 
-def user_data(passwords: dict[str, str]) -> dict[str, str]:
-    """The data of the Secret `mlflow-users-<environment>`: base64 by key."""
-    return {user_key(name): base64.b64encode(password.encode()).decode() for name, password in passwords.items()}
-
-
-def given_problems(given: dict[str, Any]) -> list[str]:
-    """Say what is in mlflow_environment_secrets that should not be, without showing a value."""
-    unknown = sorted(set(given) - set(RULES) - {"user_passwords"})
-    problems = []
-    if unknown:
-        known = ", ".join([*RULES, "user_passwords"])
-        problems.append(f"mlflow_environment_secrets has {', '.join(unknown)}; expected only {known}")
-    if not isinstance(given.get("user_passwords") or {}, dict):
-        problems.append("mlflow_environment_secrets.user_passwords is no dictionary; expected passwords by user name")
-    return problems
-
-
-def secret_problems(values: dict[str, str], backup_required: bool = True) -> list[str]:
-    """Say which secrets are missing or too weak, without showing any.
-
-    Args:
-        values: Every secret of RULES by name.
-        backup_required: Whether the keys of the backups have to be there.
-    """
-    optional = () if backup_required else ("backup_access_key", "backup_secret_key")
-    problems = [
-        f"mlflow_environment_secrets.{name} {problem}"
-        for name, rule in RULES.items()
-        if rule.key and (values[name] or name not in optional) and (problem := secret_problem(name, rule, values[name]))
-    ]
-    problems += [
-        f"mlflow_environment_secrets needs {first} and {second} together, or neither"
-        for first, second in PAIRS
-        # A required one that is missing was told already.
-        if bool(values[first]) != bool(values[second]) and (not RULES[first].key or first in optional)
-    ]
-    problems += [
-        f"mlflow_environment_secrets.{second} is the same as {first}; expected another one: {why}"
-        for first, second, why in DISTINCT
-        if values[first] and values[first] == values[second]
-    ]
-    return problems
-
-
-def secret_problem(name: str, rule: SecretRule, value: str) -> str:
+def secret_problem(name: str, rule: SecretRule, value: Any, missing: str) -> str:
     """What is wrong with one secret and what is expected; empty when nothing is."""
     bounds = f"{rule.shortest} to {rule.longest}" if rule.longest < 1024 else f"at least {rule.shortest}"
     checks = [
         (lambda: isinstance(value, str), "is no text; expected one: put it in quotes"),
-        (lambda: value, "is missing; give it in the environment's Ansible Vault file (docs/secrets.md)"),
+        (lambda: value, f"is missing; {missing}"),
         (
             lambda: rule.shortest <= len(value) <= rule.longest,
             f"has {len(str(value))} characters; expected {bounds}: {rule.why}",
         ),
         (lambda: value not in PUBLISHED, "is a value that is published; expected one of your own"),
-        (lambda: not {"\n", "\0"} & set(value), "has a line break or a NUL in it; expected one line of text"),
+        (lambda: not {"\n", "\r", "\0"} & set(value), "has a line break or a NUL in it; expected one line of text"),
+        (lambda: is_encodable(value), "has half of a character in it; expected text that UTF-8 can say"),
         (
             lambda: name != "webhook_key" or is_fernet_key(value),
             "is not a Fernet key; expected 32 bytes in URL-safe base64",
         ),
     ]
     return next((sentence for is_fine, sentence in checks if not is_fine()), "")
+
+
+def is_encodable(value: str) -> bool:
+    """Whether a text is one that UTF-8 can say: an escape in YAML or JSON can make half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_fernet_key(value: str) -> bool:
@@ -237,6 +316,57 @@ def is_fernet_key(value: str) -> bool:
         return False
 
 
+def production_problems(
+    values: dict[str, str], *, passwords: dict[str, str], origin: dict[str, str], others: dict[str, Iterable[str]]
+) -> list[str]:
+    """Say which secrets may do for a trial, and not where real work depends on them, without showing any.
+
+    Args:
+        values: Every secret of RULES by name.
+        passwords: The password of each user by name.
+        origin: See above.
+        others: Whatever secrets are known of other environments, by the environment's name.
+    """
+    mine = [(name, place(name, origin), value) for name, value in values.items()]
+    mine += [("user", user_place(name, origin), value) for name, value in passwords.items()]
+    mine = [entry for entry in mine if isinstance(entry[2], str)]
+    problems = [
+        f"{where} is a placeholder or a default that everybody knows; expected a value of your own"
+        for name, where, value in mine
+        if is_placeholder(value) and (name not in NAMES or value.casefold() in ("minioadmin", "changeme"))
+    ]
+    for environment, taken in others.items():
+        taken = {value for value in taken if isinstance(value, str)}
+        problems += [
+            f"{where} is also a secret of environment {environment}; expected a value of this environment's own"
+            for name, where, value in mine
+            if value in taken and value and name not in NAMES and (name == "user" or RULES[name].key)
+        ]
+    return problems
+
+
+def is_placeholder(value: str) -> bool:
+    """Whether a text only stands where a secret should be, or is one that everybody tries first."""
+    letters = re.sub("[^a-z]", "", value.casefold())
+    return bool(value) and (letters in WORDS or letters.startswith(BEGINNINGS) or FORMS.fullmatch(value) is not None)
+
+
+def others_in_run(hostvars: dict[str, dict[str, Any]], hosts: Iterable[str]) -> dict[str, list[str]]:
+    """What the other environments of the same run have taken, for production_problems.
+
+    Args:
+        hostvars: Ansible's hostvars.
+        hosts: The other hosts of the play.
+    """
+    found = {}
+    for host in hosts:
+        variables = hostvars[host]
+        values = variables.get("__mlflow_environment_secret_values") or {}
+        passwords = variables.get("__mlflow_environment_user_passwords") or {}
+        found[variables["mlflow_environment_name"]] = [*values.values(), *passwords.values()]
+    return found
+
+
 def secret_data(values: dict[str, str], secret: str = SERVER) -> dict[str, str]:
     """The data of the Secret `<secret>-<environment>`: base64 by key."""
     return {
@@ -244,6 +374,11 @@ def secret_data(values: dict[str, str], secret: str = SERVER) -> dict[str, str]:
         for name, rule in RULES.items()
         if rule.key and rule.secret == secret and values[name]
     }
+
+
+def user_data(passwords: dict[str, str]) -> dict[str, str]:
+    """The data of the Secret `mlflow-users-<environment>`: base64 by key."""
+    return {user_key(name): base64.b64encode(password.encode()).decode() for name, password in passwords.items()}
 
 
 def secret_of(found: dict[str, dict[str, str]], reference: dict[str, str]) -> dict[str, str]:
@@ -271,4 +406,6 @@ class FilterModule:
             "mlflow_environment_user_passwords": user_passwords,
             "mlflow_environment_user_password_problems": user_password_problems,
             "mlflow_environment_user_data": user_data,
+            "mlflow_environment_production_problems": production_problems,
+            "mlflow_environment_others_in_run": others_in_run,
         }

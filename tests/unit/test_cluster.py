@@ -98,6 +98,34 @@ def test_rights_within_one_namespace_are_enough():
         cluster_info.check_node_ports(api, [wanted(80)])
 
 
+def test_the_secrets_of_other_environments_are_read_as_far_as_the_user_may():
+    def namespace(name, **labels):
+        return {"metadata": {"name": name, "labels": {f"app.kubernetes.io/{key}": labels[key] for key in labels}}}
+
+    def secret(text):
+        return {"data": {"k": base64.b64encode(text.encode()).decode()}}
+
+    secrets = "/api/v1/namespaces/{}/secrets/{}".format
+    api = FakeApi(
+        {
+            secrets("mlflow-dev", "mlflow-secrets-dev"): secret("of dev"),
+            secrets("mlflow-dev", "mlflow-users-dev"): secret("of dev's users"),
+            secrets("mlflow-prod", "mlflow-secrets-prod"): secret("of prod"),
+        },
+        forbidden=(secrets("mlflow-dev", "mlflow-maintenance-dev"), secrets("mlflow-stg", "mlflow-secrets-stg")),
+        lists={
+            "/api/v1/namespaces": [
+                namespace("mlflow-dev", instance="dev"),
+                namespace("mlflow-stg", instance="stg"),
+                namespace("mlflow-prod", instance="prod"),
+                namespace("pgsql"),
+            ]
+        },
+    )
+    assert cluster_info.other_environments(api, "prod") == {"dev": ["of dev", "of dev's users"], "stg": []}
+    assert cluster_info.other_environments(FakeApi(forbidden=("/api/v1/namespaces",)), "prod") == {}
+
+
 def test_something_else_than_kubernetes_is_told():
     with pytest.raises(Error, match="is no Kubernetes API server"):
         cluster_info.server_version(FakeApi())

@@ -51,6 +51,14 @@ def test_secrets_are_generated_in_dev_alone() -> None:
     assert sources == {"dev": "generated", "stg": "inventory", "prod": "inventory"}
 
 
+@pytest.mark.parametrize("environment", ["dev", "stg", "prod"])
+@pytest.mark.parametrize("overlay", ["demo", "embedded"])
+def test_an_overlay_is_a_trial_whatever_the_environment(environment: str, overlay: str) -> None:
+    found = variables(f"mlflow-{environment}", *[ROOT / "inventories" / name for name in (environment, overlay)])
+    assert found["mlflow_environment_secrets_source"] == "generated"
+    assert found["mlflow_environment_production"] is False
+
+
 def test_on_the_embedded_cluster_an_inventorys_own_cluster_is_never_used(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "inventories", tmp_path / "inventories", symlinks=True)
     named = tmp_path / "inventories/prod/group_vars/prod/cluster.yml"
