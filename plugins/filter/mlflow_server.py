@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import io
 import re
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -53,6 +54,17 @@ def basic_auth_ini(options: dict[str, Any]) -> str:
     return text.getvalue().strip() + "\n"
 
 
+def variables_from(names: Iterable[str], **source: str) -> list[dict[str, Any]]:
+    """A container's environment variables, each from the key of its own name.
+
+    Args:
+        names: The variables.
+        source: configMap or secret, and the object's name.
+    """
+    [(kind, name)] = source.items()
+    return [{"name": key, "valueFrom": {f"{kind}KeyRef": {"name": name, "key": key}}} for key in sorted(names)]
+
+
 def allowed_hosts(service: str, *, namespace: str, extra: list[str] | str) -> str:
     """The Host headers that MLflow answers to (MLFLOW_SERVER_ALLOWED_HOSTS), separated by commas.
 
@@ -91,6 +103,7 @@ class FilterModule:
             "mlflow_database_uri": database_uri,
             "mlflow_database_environment": database_environment,
             "mlflow_basic_auth_ini": basic_auth_ini,
+            "mlflow_variables_from": variables_from,
             "mlflow_allowed_hosts": allowed_hosts,
             "mlflow_memory_megabytes": memory_megabytes,
         }

@@ -176,6 +176,14 @@ def test_the_ini_gives_back_every_value(value: str) -> None:
     assert parser["mlflow"]["database_uri"] == value
 
 
+def test_a_variable_comes_from_the_key_of_its_own_name() -> None:
+    assert server.variables_from({"B": 1, "A": 2}, configMap="mlflow-config-dev") == [
+        {"name": name, "valueFrom": {"configMapKeyRef": {"name": "mlflow-config-dev", "key": name}}} for name in "AB"
+    ]
+    [variable] = server.variables_from(["PGPASSWORD"], secret="mlflow-secrets-dev")
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "mlflow-secrets-dev", "key": "PGPASSWORD"}}
+
+
 @pytest.mark.parametrize(
     ("host", "allowed"),
     [
