@@ -10,14 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import ansible.module_utils
-import hypothesis
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from hypothesis import HealthCheck, settings
-
-# How long one example takes says something of the machine, and nothing of the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
