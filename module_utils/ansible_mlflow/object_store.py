@@ -84,7 +84,7 @@ class Refusal(Exception):
 
 
 # What servers answer to a request that they have not learned.
-UNKNOWN = ("NotImplemented", "MethodNotAllowed", "VersioningNotConfigured", "MalformedXML", "InvalidArgument")
+UNKNOWN = ("NotImplemented", "MethodNotAllowed", "VersioningNotConfigured")
 # What says that a request was sent to the wrong region.
 WRONG_REGION = (
     "AuthorizationHeaderMalformed",

@@ -210,7 +210,8 @@ class _Bucket:
     def _reason(self, refusal: Refusal) -> str:
         if refusal.code == "AccessDenied":
             return f"access key {self.store.access_key} may not ({refusal.code})"
-        if refusal.is_unknown:
+        # What is sent is well formed; a server says otherwise of what it does not know in it.
+        if refusal.is_unknown or refusal.code in ("MalformedXML", "InvalidArgument"):
             return f"the server cannot ({refusal.code})"
         return f"{one_line(refusal.message, 200)} ({refusal.code})"
 

@@ -535,6 +535,13 @@ def test_an_administrators_key_of_a_server_without_administration_is_refused_bef
     assert memory.writes == []
 
 
+def test_an_administrations_own_refusal_is_told_as_it_is():
+    memory = Memory()
+    memory.refused = {"user": "InvalidArgument"}
+    with pytest.raises(Error, match=r"http://minio:9000: InvalidArgument: said \(InvalidArgument\)"):
+        ensure(memory)
+
+
 # -- Locks -----------------------------------------------------------------------------------------------------------
 
 LOCKED = Wanted("mlflow", lock_days=30)

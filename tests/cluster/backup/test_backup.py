@@ -216,6 +216,13 @@ def test_a_dump_that_ends_too_soon_changes_nothing(cluster: Cluster, backup: str
     assert "nothing was restored, and the servers are started again" in folded(done.output)
 
 
+def test_a_backup_says_to_which_moment_the_artifacts_can_be_brought_back(cluster: Cluster, backup: str) -> None:
+    marker = json.loads(kept(cluster, backup, "manifest.json"))["object_store"]
+    assert (marker["bucket"], marker["versioning"]) == ("mlflow", "Enabled")
+    assert "why" not in marker
+    assert marker["time"]
+
+
 def test_objects_of_others_are_not_applied(cluster: Cluster, backup: str, still_served: None) -> None:
     manifest = json.loads(kept(cluster, backup, "manifest.json"))
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "kube-system"}}
