@@ -34,9 +34,9 @@ def test_the_pods_upgrade_and_their_servers_have_no_means_to(cluster: Cluster) -
     assert sorted('"changed": true' in log[-1] for log in logs) == [False, True], logs
     for pod in pods:
         (server,) = pod.spec.containers
-        variables = [variable.name for variable in server.env or []]
-        secrets = [source.secret_ref.name for source in server.env_from if source.secret_ref]
-        assert (variables, secrets) == ([], ["mlflow-secrets-dev"])
+        sources = [variable.value_from for variable in server.env if variable.value_from]
+        secrets = {source.secret_key_ref.name for source in sources if source.secret_key_ref}
+        assert (secrets, server.env_from) == ({"mlflow-secrets-dev"}, None)
     assert differences(before, read_outside(cluster)) == []
 
     # Back to the default, in which a pod only looks.
