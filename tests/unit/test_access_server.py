@@ -212,7 +212,7 @@ def access(mlflow: Mlflow, run_module: Callable[..., dict[str, Any]]) -> Iterato
     """Run the module against it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.mlflow = mlflow
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
     def run(**options: Any) -> dict[str, Any]:
         mlflow.requests.clear()
