@@ -218,10 +218,12 @@ def ensure(module: AnsibleModule) -> dict:
         with reach_service(params["host"], params["port"], params["reach"], cluster) as address:
             server = access_server.Server(params["host"], params["port"], address)
             outcome = access_server.ensure(server, wanted, module.check_mode)
-    except NoServiceError:
+    except NoServiceError as error:
         if not module.check_mode:
             raise
         outcome = access_server.foreseen(wanted)
+        if outcome.changes:
+            module.warn(f"{error}: what would change is told as if MLflow had no user but the administrator")
     for warning in outcome.warnings:
         module.warn(warning)
     result = {"changed": bool(outcome.changes), "changes": outcome.changes}

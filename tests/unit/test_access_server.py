@@ -375,9 +375,9 @@ def test_a_dry_run_before_there_is_a_server_tells_what_will_be_made(
 
     monkeypatch.setattr(importlib.import_module("mlflow_access"), "reach_service", nowhere)
     options = {"host": "mlflow", "admin_username": ADMIN, "admin_password": NEW, **WANTED}
-    assert (
-        "gave role team EDIT on experiment churn" in run_module("mlflow_access", check_mode=True, **options)["changes"]
-    )
+    foreseen = run_module("mlflow_access", check_mode=True, **options)
+    assert "gave role team EDIT on experiment churn" in foreseen["changes"]
+    assert "as if MLflow had no user but the administrator" in str(foreseen["warnings"])
     assert run_module("mlflow_access", **options)["msg"] == "there is no Service mlflow-dev"
 
 
