@@ -57,11 +57,11 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
         ("mlflow_environment_image", IMAGE.fullmatch, "an image reference"),
         ("mlflow_database_host", HOST.fullmatch, "a host name or an address"),
         ("mlflow_database_port", in_range(1, 65535), "a port from 1 to 65535"),
-        *((name, is_identifier, "1 to 63 bytes") for name in DATABASE_NAMES),
+        *((name, is_identifier, "1 to 63 bytes of printable text") for name in DATABASE_NAMES),
         (
             "mlflow_database_registry_name",
             lambda name: name == "" or is_identifier(name),
-            "1 to 63 bytes, or an empty text: the registry is in the tracking database",
+            "1 to 63 bytes of printable text, or an empty one: the registry is in the tracking database",
         ),
         (
             "mlflow_database_registry_name",
@@ -76,7 +76,7 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
         (
             "mlflow_database_schema",
             lambda name: name == "" or (is_identifier(name) and not re.match(r"pg_|\$user$|information_schema$", name)),
-            "1 to 63 bytes that do not begin with pg_, or an empty text: public",
+            "1 to 63 bytes of printable text that does not begin with pg_, or an empty one: public",
         ),
         ("mlflow_object_store_endpoint", is_endpoint, "http(s)://host[:port] without a user, a path or a bucket"),
         (
@@ -128,8 +128,12 @@ def in_range(low: int, high: int) -> Callable[[int], bool]:
 
 
 def is_identifier(name: str) -> bool:
-    """Whether PostgreSQL takes a text as the name of a role or database, and does not cut it."""
-    return 0 < len(str(name).encode()) <= 63
+    """Whether PostgreSQL takes a text as the name of a role or database, and does not cut it.
+
+    PostgreSQL takes a tab or a line break too; but the programs of upgrades and backups pass names on in lines.
+    """
+    text = str(name)
+    return text.isprintable() and 0 < len(text.encode()) <= 63
 
 
 def argument_problems(results: list[dict[str, Any]]) -> list[str]:
