@@ -23,9 +23,10 @@ def empty(cluster: Cluster) -> Iterator[None]:
     """An environment without databases, before and after."""
     old_release.remove(cluster)
     yield
-    old_release.remove(cluster)
+    # Before the role that owns it.
     with cluster.database("dev", "postgres") as connection:
         connection.execute("DROP DATABASE IF EXISTS mlflow_registry WITH (FORCE)")
+    old_release.remove(cluster)
 
 
 @pytest.mark.usefixtures("empty")
