@@ -57,6 +57,10 @@ options:
     type: list
     elements: str
     required: true
+  environment:
+    description: Whose databases they are; kept as their comment. One that is another environment's is refused.
+    type: str
+    default: ""
   schema:
     description:
       - The schema of each database that MLflow's tables are in. One other than public is made, belongs to the migrator,
@@ -64,15 +68,6 @@ options:
       - Where MLflow's tables are in another schema already, this is refused.
     type: str
     default: public
-  tls_mode:
-    description: How the connection is protected, as libpq's sslmode says it. Through a tunnel too, the name is O(host).
-    type: str
-    choices: [disable, prefer, require, verify-ca, verify-full]
-    default: prefer
-  ca_certificate:
-    description: With verify-ca and verify-full, the certificate of the authority, as PEM text.
-    type: str
-    default: ""
   servers:
     description:
       - The servers that will use them. What these may open at most, during a rollout too, is refused where PostgreSQL
@@ -106,6 +101,7 @@ requirements:
 extends_documentation_fragment:
   - mlflow
   - mlflow.reach
+  - mlflow.tls
 attributes:
   check_mode:
     description: It reads what it would read and writes nothing.
@@ -193,6 +189,7 @@ ARGUMENTS = {
     "migrator_username": {"type": "str", "required": True},
     "migrator_password": {"type": "str", "required": True, "no_log": True},
     "databases": {"type": "list", "elements": "str", "required": True},
+    "environment": {"type": "str", "default": ""},
     "schema": {"type": "str", "default": database.PUBLIC_SCHEMA},
     **database.TLS_ARGUMENTS,
     "servers": {
@@ -217,7 +214,8 @@ def ensure(module: AnsibleModule) -> dict:
     tracking, auth, registry = [*databases, *databases[:1] * 2][:3]
     load = Load(**servers, databases=(tracking, registry, auth, tracking)) if servers else None
     # Several stores may be in one database.
-    wanted = database.Wanted(runtime, migrator, list(dict.fromkeys(databases)), load, params["schema"])
+    names = list(dict.fromkeys(databases))
+    wanted = database.Wanted(runtime, migrator, names, load, params["schema"], params["environment"])
     wanted.check()
     tls = database.Tls(params["tls_mode"], params["ca_certificate"])
     tls.check()

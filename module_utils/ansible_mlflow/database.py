@@ -111,6 +111,8 @@ class Wanted:
     load: Load | None = None
     # Where MLflow's tables are, in each of the databases.
     schema: str = PUBLIC_SCHEMA
+    # Whose databases they are; empty where nobody is to be kept out.
+    environment: str = ""
 
     @property
     def roles(self) -> tuple[Role, Role]:

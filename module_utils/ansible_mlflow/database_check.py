@@ -98,6 +98,7 @@ class Check:
         if not self.looked and self.is_reversed:
             self.problems.append(f"role {runtime} is a member of role {migrator}, so the server could migrate")
         facts = contents.read(connection, name, self.wanted)
+        contents.refuse_occupied(name, facts.comment, self.wanted)
         changes = [change for change in contents.plan(facts, self.wanted) if change.problem]
         self.problems += [change.problem for change in changes]
         if changes:

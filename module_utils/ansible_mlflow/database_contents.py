@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from .database import PUBLIC_SCHEMA, Wanted, first, quoted, rows
@@ -16,11 +17,16 @@ RIGHTS = """ARRAY(
     SELECT CASE grantee WHEN 0 THEN '' ELSE pg_get_userbyid(grantee) END || ' ' || privilege_type
     FROM aclexplode(coalesce({acl}, acldefault('{kind}', {owner}))))"""
 DATABASE = f"""
-    SELECT pg_get_userbyid(datdba) AS owner, {RIGHTS.format(acl="datacl", kind="d", owner="datdba")} AS rights
+    SELECT pg_get_userbyid(datdba) AS owner, {RIGHTS.format(acl="datacl", kind="d", owner="datdba")} AS rights,
+           shobj_description(oid, 'pg_database') AS comment
     FROM pg_database WHERE datname = current_database()"""  # noqa: S608 - constants of this file only
 SCHEMA = f"""
     SELECT pg_get_userbyid(nspowner) AS owner, {RIGHTS.format(acl="nspacl", kind="n", owner="nspowner")} AS rights
     FROM pg_namespace WHERE nspname = %(schema)s"""  # noqa: S608 - constants of this file only
+COMMENTS = """
+    SELECT datname, shobj_description(oid, 'pg_database') AS comment FROM pg_database WHERE datname = ANY(%s)"""
+# The comment by which a database says whose it is; another comment is left alone, and says nothing.
+MARK = re.compile(r"MLflow environment (\S+)")
 # What should be the migrator's and is not: all that belongs to the runtime role, and what a superuser has put into the
 # MLflow's schema or a schema of either role, as a dump that was restored does. Another role's objects are its own: the
 # schema's plan refuses them. What is part of an extension, or a function of a type, is not given away apart from it,
@@ -106,6 +112,7 @@ class Facts:
         lacking: What belongs to the migrator and lacks the rights of the runtime role.
         runtime_creates, migrator_creates: Whether the role may create tables in that schema, or the former in public.
         everybody_creates: Whether everybody may create tables in the schema public.
+        comment: The comment on the database.
     """
 
     name: str
@@ -118,6 +125,7 @@ class Facts:
     runtime_creates: bool = False
     migrator_creates: bool = True
     everybody_creates: bool = False
+    comment: str | None = None
 
 
 @dataclass
@@ -160,7 +168,19 @@ def read(connection, name: str, wanted: Wanted) -> Facts:
         creates["runtime"],
         creates["migrator"],
         creates["everybody"],
+        database["comment"],
     )
+
+
+def refuse_occupied(name: str, comment: str | None, wanted: Wanted) -> None:
+    """Refuse a database that another environment's run has marked: two would write into one another's data."""
+    mark = MARK.fullmatch(comment or "")
+    if mark and wanted.environment not in ("", mark[1]):
+        raise Error(
+            f"database {name} is that of environment {mark[1]}, and this is {wanted.environment}; nothing was changed: "
+            f"correct mlflow_database_host or mlflow_database_name, or, if {mark[1]} is gone, run "
+            f"COMMENT ON DATABASE {quoted(name)} IS NULL"
+        )
 
 
 def refuse_elsewhere(name: str, wanted: Wanted, schemas: list[str]) -> None:
@@ -178,7 +198,7 @@ def plan(facts: Facts, wanted: Wanted) -> list[Change]:
     moved = ownership(facts, wanted)
     changes = [moved] if moved else []
     changes += database_rights(facts, wanted, moved) + schema_rights(facts, wanted)
-    return changes + row_rights(facts, wanted)
+    return changes + row_rights(facts, wanted) + marks(facts, wanted)
 
 
 def revisions(connection, schema: str) -> dict[str, list[str]]:
@@ -352,6 +372,17 @@ def row_rights(facts: Facts, wanted: Wanted) -> list[Change]:
             [f"GRANT {right_on(item)} ON {item['kind']} {item['name']} TO {quoted(runtime)}" for item in facts.lacking],
         )
     ]
+
+
+def marks(facts: Facts, wanted: Wanted) -> list[Change]:
+    """Say in the database whose it is, unless it has a comment of somebody else's."""
+    if not wanted.environment or facts.comment:
+        return []
+    comment = f"MLflow environment {wanted.environment}"
+    text = comment.replace("'", "''")
+    statement = f"COMMENT ON DATABASE {quoted(facts.name)} IS '{text}'"
+    key = f"database {facts.name}, comment"
+    return [Change(f"marked database {facts.name} as that of {wanted.environment}", key, "none", comment, [statement])]
 
 
 def may_create(wanted: Wanted, name: str) -> str:

@@ -99,6 +99,8 @@ class Administration:
             roles = {role: self._read_role(connection, role) for role in self.wanted.roles}
             owners = self._read_owners(connection)
             self._refuse(roles, owners)
+            for row in rows(connection, contents.COMMENTS, [self.wanted.databases]):
+                contents.refuse_occupied(row["datname"], row["comment"], self.wanted)
             self._refuse_powerless(connection, roles)
             connections.refuse(connection, self.server, self.wanted)
             for role, found in roles.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Named by `extends_documentation_fragment`: `mlflow` is the first text, `mlflow.reach` the second."""
+    """Named by `extends_documentation_fragment`: `mlflow` is the first text, `mlflow.reach` the second, and so on."""
 
     DOCUMENTATION = r"""
 options:
@@ -30,4 +30,19 @@ options:
     type: str
     choices: [auto, direct, tunnel]
     default: auto
+"""
+
+    TLS = r"""
+options:
+  tls_mode:
+    description:
+      - How the connection is protected, as libpq's sslmode says it.
+      - What verify-full compares the certificate with is O(host), through a tunnel too.
+    type: str
+    choices: [disable, prefer, require, verify-ca, verify-full]
+    default: prefer
+  ca_certificate:
+    description: With verify-ca and verify-full, the certificate of the authority, as PEM text.
+    type: str
+    default: ""
 """

