@@ -7,6 +7,8 @@ import json
 # What MLflow's S3 client needs and no more: listing also makes S3 answer 404 instead of 403 for an absent object. The
 # backup writes down whether the bucket keeps versions.
 BUCKET_ACTIONS = ["s3:GetBucketVersioning", "s3:ListBucket"]
+# Who may delete an object may delete its older versions too, at MinIO, unless that is forbidden in so many words.
+DENIED_ACTIONS = ["s3:DeleteObjectVersion"]
 OBJECT_ACTIONS = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
 
 
@@ -19,6 +21,7 @@ def policy_for(bucket: str, append_only: bool = False) -> dict:
         "Statement": [
             {"Effect": "Allow", "Action": BUCKET_ACTIONS, "Resource": [arn]},
             {"Effect": "Allow", "Action": actions, "Resource": [f"{arn}/*"]},
+            {"Effect": "Deny", "Action": DENIED_ACTIONS, "Resource": [f"{arn}/*"]},
         ],
     }
 

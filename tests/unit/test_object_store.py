@@ -101,7 +101,10 @@ def test_the_policy_allows_what_mlflow_needs_on_one_bucket_and_nothing_else():
         "arn:aws:s3:::mlflow",
         "arn:aws:s3:::mlflow/*",
     }
-    assert {action for entry in statements for action in entry["Action"]} == {
+    assert {action for entry in statements if entry["Effect"] == "Deny" for action in entry["Action"]} == {
+        "s3:DeleteObjectVersion"
+    }
+    assert {action for entry in statements if entry["Effect"] == "Allow" for action in entry["Action"]} == {
         "s3:ListBucket",
         "s3:GetBucketVersioning",
         "s3:GetObject",
@@ -123,13 +126,13 @@ def test_policies_are_compared_by_meaning():
     reordered = {
         "Version": "2012-10-17",
         "Statement": [
-            {"Sid": "", "Effect": "Allow", "Action": entry["Action"][::-1], "Resource": entry["Resource"][0]}
+            {"Sid": "", "Effect": entry["Effect"], "Action": entry["Action"][::-1], "Resource": entry["Resource"][0]}
             for entry in wanted["Statement"][::-1]
         ],
     }
     assert normalised(reordered) == normalised(wanted)
     for change in ({"Effect": "Deny"}, {"Action": ["s3:*"]}, {"Resource": ["*"]}, {"Condition": {"Bool": {"a": "b"}}}):
-        other = {"Statement": [{**wanted["Statement"][0], **change}, wanted["Statement"][1]]}
+        other = {"Statement": [{**wanted["Statement"][0], **change}, *wanted["Statement"][1:]]}
         assert normalised(other) != normalised(wanted)
 
 

@@ -200,7 +200,8 @@ def test_another_bucket_than_the_experiments_is_refused_with_their_number(cluste
         ).fetchone()
         connection.execute(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace) "
-            "VALUES (987654, 'somewhere of its own', 's3://elsewhere/of/mine', 'active', 'default')"
+            "VALUES (987654, 'somewhere of its own', 's3://elsewhere/of/mine', 'active', 'default') "
+            "ON CONFLICT DO NOTHING"
         )
     assert count > 0
     only = ("--tags", "mlflow_database,mlflow_object_store")
