@@ -12,7 +12,7 @@ from typing import Any
 
 import minio
 import pytest
-from conftest import DATABASE_PORTS, Cluster, Run, play, request, s3, wait_until
+from conftest import DATABASE_PORTS, KUBECONFIG, Cluster, Run, play, request, s3, wait_until
 
 ENVIRONMENT = "dev"
 NAMESPACE = f"mlflow-{ENVIRONMENT}"
@@ -89,6 +89,16 @@ def folded(output: str) -> str:
     return re.sub(r"\s+", " ", output)
 
 
+def apply_config(data: dict[str, str]) -> None:
+    """Give the servers' ConfigMap other data, as a later run of Ansible would."""
+    from ansible.module_utils.ansible_mlflow.apply import apply_all
+    from ansible.module_utils.ansible_mlflow.kubernetes import Cluster as Api
+
+    metadata = {"name": f"mlflow-config-{ENVIRONMENT}", "namespace": NAMESPACE}
+    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+    apply_all(Api(KUBECONFIG, None), [manifest], check_mode=False)
+
+
 def put(store: minio.Minio, name: str, content: bytes) -> None:
     store.put_object(BUCKET, name, io.BytesIO(content), len(content))
 
@@ -131,7 +141,7 @@ def test_a_restore_brings_back_every_datum_and_the_servers(cluster: Cluster, bac
     for name, statements in CHANGES.items():
         with cluster.database(ENVIRONMENT, name) as connection:
             connection.execute(statements)
-    cluster.core.patch_namespaced_config_map(f"mlflow-config-{ENVIRONMENT}", NAMESPACE, {"data": {"MLFLOW_LATER": "1"}})
+    apply_config(config | {"MLFLOW_LATER": "1"})
     cluster.apps.patch_namespaced_deployment_scale(f"mlflow-{ENVIRONMENT}", NAMESPACE, {"spec": {"replicas": 3}})
     assert contents(cluster) != before
     done = restore(backup)
