@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import ansible.module_utils
+import ansible.module_utils._internal
+import ansible.module_utils.common.warnings
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from hypothesis import HealthCheck, settings
@@ -33,8 +34,11 @@ def load_filter(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def run_module(capfd):
+def run_module(capfd, monkeypatch):
     """Run a module of library/ with options; returns what it prints, parsed."""
+    # Other tests import what belongs to Ansible itself, after which warnings would be shown and not returned.
+    monkeypatch.setattr(ansible.module_utils._internal, "is_controller", False)
+    monkeypatch.setattr(ansible.module_utils.common.warnings, "_global_warnings", {})
 
     def run(module: str, check_mode: bool = False, **options) -> dict:
         arguments = {**options, "_ansible_check_mode": check_mode, "_ansible_diff": True}

@@ -26,7 +26,8 @@ backup = load_filter("mlflow_backup")
 PERCENT, DOLLAR = "p%41&x/y@z#1", "a$(PGHOST)b \"c' |d=\\"
 TEXT = st.text(st.characters(codec="utf-8"))
 # What a name of a database or a role may be; see environment_problems.
-NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(environment.is_identifier)
+LINE = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp"))
+NAME = st.text(LINE, min_size=1, max_size=15).filter(environment.is_identifier)
 # YAML lets the key of a mapping on one line be 1,024 characters long.
 KEY = st.text(st.characters(codec="utf-8"), max_size=20)
 JSON = st.recursive(
