@@ -177,7 +177,8 @@ REFUSALS = (
     ("no password supplied", "28P01", "it wants a password and none is given"),
     ("server does not support SSL", "", "it offers no TLS, which mlflow_database_tls_mode asks for"),
     (
-        "certificate verify failed",
+        # The second is of an authority of the same name with another key, such as one that was made anew.
+        "certificate verify failed|signature failure",
         "",
         "its certificate is not signed by mlflow_database_ca_certificate, or it is not valid now",
     ),

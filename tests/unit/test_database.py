@@ -86,6 +86,7 @@ def test_every_other_name_is_taken_and_quoted(name):
         ("FATAL:  no pg_hba.conf entry for host", "28000", "pg_hba.conf"),
         ("server does not support SSL, but SSL was required", "", "it offers no TLS"),
         ("SSL error: certificate verify failed", "", "not signed by mlflow_database_ca_certificate"),
+        ("SSL error: provider signature failure", "", "not signed by mlflow_database_ca_certificate"),
         ('server certificate for "a" does not match host name "b"', "", "for another name than mlflow_database_host"),
         (
             'server certificate for "a" (and 2 other names) does not match host name "b"',
