@@ -170,7 +170,7 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
+class FakeMlflow(BaseHTTPRequestHandler):
     """HTTP for it, with MLflow's login."""
 
     protocol_version = "HTTP/1.1"
@@ -210,7 +210,7 @@ def mlflow() -> Mlflow:
 @pytest.fixture
 def access(mlflow: Mlflow, run_module: Callable[..., dict[str, Any]]) -> Iterator[Callable[..., dict[str, Any]]]:
     """Run the module against it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeMlflow)
     server.mlflow = mlflow
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 

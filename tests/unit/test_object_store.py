@@ -647,7 +647,7 @@ def test_any_other_size_is_refused(text):
 # -- What a server answers, by a server that answers so --------------------------------------------------------------
 
 
-class Answering(BaseHTTPRequestHandler):
+class FakeS3(BaseHTTPRequestHandler):
     """Answers every request as the test says, and counts them by their method."""
 
     def do_GET(self):
@@ -669,7 +669,7 @@ class Answering(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     """An HTTP server on this machine."""
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    made = ThreadingHTTPServer(("127.0.0.1", 0), FakeS3)
     made.asked, made.answers = [], {}
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

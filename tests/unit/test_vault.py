@@ -30,20 +30,20 @@ def refused(status: int, *errors: str) -> tuple[int, dict]:
     return status, {"errors": list(errors)}
 
 
-class Server(ThreadingHTTPServer):
+class FakeVault(ThreadingHTTPServer):
     """Vault, as far as a run asks it."""
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, object]] = dict(GOOD)
         self.asked: list[tuple[str, dict, object]] = []
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), FakeVaultHandler)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class FakeVaultHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.asked.append((self.path, dict(self.headers), json.loads(body) if body else None))
@@ -62,12 +62,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeVault]:
     """Vault; and neither this machine's token, nor its proxy, nor its settings of Vault."""
     for name in ("VAULT_TOKEN", "VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with Server() as running:
+    with FakeVault() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
@@ -76,7 +76,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def read(run_module, server: Server):
+def read(run_module, server: FakeVault):
     """Run the module against the server."""
 
     def run(**options: object) -> dict:
@@ -90,7 +90,7 @@ def read(run_module, server: Server):
     return run
 
 
-def test_secrets_are_read_by_token_with_a_namespace(read, server: Server) -> None:
+def test_secrets_are_read_by_token_with_a_namespace(read, server: FakeVault) -> None:
     result = read(token=TOKEN, namespace="team", paths=["mlflow/dev", "mlflow/dev/users"])
     assert result["secrets"] == {
         "mlflow/dev": {"admin_password": "p%41&x/y@z#1"},
@@ -101,12 +101,12 @@ def test_secrets_are_read_by_token_with_a_namespace(read, server: Server) -> Non
     assert {headers["X-Vault-Namespace"] for _, headers, _ in server.asked} == {"team"}
 
 
-def test_the_token_of_vault_login_is_taken_where_none_is_given(read, server: Server, tmp_path: Path) -> None:
+def test_the_token_of_vault_login_is_taken_where_none_is_given(read, server: FakeVault, tmp_path: Path) -> None:
     (tmp_path / ".vault-token").write_text(f"{TOKEN}\n")
     assert read(token="")["secrets"]["mlflow/dev"]
 
 
-def test_an_approle_logs_in_where_it_is_mounted(read, server: Server) -> None:
+def test_an_approle_logs_in_where_it_is_mounted(read, server: FakeVault) -> None:
     server.answers["/v1/auth/ci/login"] = LOGIN
     result = read(auth_method="approle", mount_point="ci", role_id="r", secret_id=SECRET_ID)
     assert result["secrets"]["mlflow/dev"] == {"admin_password": "p%41&x/y@z#1"}
@@ -114,7 +114,7 @@ def test_an_approle_logs_in_where_it_is_mounted(read, server: Server) -> None:
     assert server.asked[1][1]["X-Vault-Token"] == TOKEN
 
 
-def test_a_pod_logs_in_with_the_token_of_its_service_account(read, server: Server, tmp_path: Path) -> None:
+def test_a_pod_logs_in_with_the_token_of_its_service_account(read, server: FakeVault, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("a.jwt.of-a-pod\n")
     result = read(auth_method="kubernetes", role_id="mlflow", jwt_file=str(tmp_path / "token"))
     assert result["secrets"]["mlflow/dev"] == {"admin_password": "p%41&x/y@z#1"}
@@ -173,7 +173,7 @@ SEALED = refused(503, "Vault is sealed")
     ],
 )
 def test_a_refusal_is_one_line_with_the_variable_and_what_is_expected(
-    read, server: Server, options: dict, answers: dict, expected: list[str]
+    read, server: FakeVault, options: dict, answers: dict, expected: list[str]
 ) -> None:
     server.answers.update(answers)
     result = read(**options)
@@ -185,7 +185,7 @@ def test_a_refusal_is_one_line_with_the_variable_and_what_is_expected(
 
 
 def test_a_certificate_of_an_unknown_ca_is_refused_whatever_vault_skip_verify_says(
-    read, server: Server, monkeypatch: pytest.MonkeyPatch
+    read, server: FakeVault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VAULT_SKIP_VERIFY", "true")
     # It does not even speak TLS.
