@@ -329,6 +329,8 @@ def test_production_refuses_generated_secrets_placeholders_and_those_of_another_
         "mlflow_environment_secrets": given,
         "mlflow_environment_database_admin_secret": {},
         "mlflow_environment_object_store_admin_secret": {},
+        # These would look for prod's PostgreSQL and MinIO first, which are not here.
+        "mlflow_environment_network_policies": False,
     }
     run = play("playbooks/deploy.yml", "dev", "prod", args=("-e", json.dumps(variables)), timeout=120)
     assert run.status != 0
