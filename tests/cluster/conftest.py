@@ -29,6 +29,21 @@ NODE_PORTS = {"dev": 30502, "stg": 30501, "prod": 30500}
 MINIO_NODE_PORTS = {"dev": 30902, "stg": 30901, "prod": 30900}
 DATABASE_PORTS = {"dev": 5434, "stg": 5433, "prod": 5432}
 
+# Run where the question is: each address and port, one a word, that accepts a connection.
+TRY = """
+import socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def accepts(target):
+    host, port = target.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+        return True
+    except OSError:
+        return False
+with ThreadPoolExecutor() as pool:
+    print(*[target for target, yes in zip(sys.argv[1:], pool.map(accepts, sys.argv[1:])) if yes])
+"""
+
 # The modules' own way into the cluster is the tests' way too.
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
@@ -211,6 +226,14 @@ class Cluster:
             and any(state.type == "Ready" and state.status == "True" for state in pod.status.conditions or [])
             for pod in pods
         )
+
+
+def apply(objects: list[dict]) -> None:
+    """Apply objects as Ansible would, so that its next run takes their fields over."""
+    from ansible.module_utils.ansible_mlflow.apply import apply_all
+    from ansible.module_utils.ansible_mlflow.kubernetes import Cluster as Api
+
+    apply_all(Api(KUBECONFIG, None), objects, check_mode=False)
 
 
 def s3(environment: str, access_key: str, secret_key: str) -> minio.Minio:

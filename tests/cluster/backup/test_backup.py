@@ -12,7 +12,7 @@ from typing import Any
 
 import minio
 import pytest
-from conftest import DATABASE_PORTS, KUBECONFIG, Cluster, Run, play, request, s3, wait_until
+from conftest import DATABASE_PORTS, Cluster, Run, apply, play, request, s3, wait_until
 
 ENVIRONMENT = "dev"
 NAMESPACE = f"mlflow-{ENVIRONMENT}"
@@ -91,12 +91,8 @@ def folded(output: str) -> str:
 
 def apply_config(data: dict[str, str]) -> None:
     """Give the servers' ConfigMap other data, as a later run of Ansible would."""
-    from ansible.module_utils.ansible_mlflow.apply import apply_all
-    from ansible.module_utils.ansible_mlflow.kubernetes import Cluster as Api
-
     metadata = {"name": f"mlflow-config-{ENVIRONMENT}", "namespace": NAMESPACE}
-    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-    apply_all(Api(KUBECONFIG, None), [manifest], check_mode=False)
+    apply([{"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}])
 
 
 def put(store: minio.Minio, name: str, content: bytes) -> None:

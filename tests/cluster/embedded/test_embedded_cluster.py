@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from conftest import KUBECONFIG, Cluster, Run, play, wait_until
+from conftest import KUBECONFIG, TRY, Cluster, Run, play, wait_until
 
 DIRECTORY = Path("/var/lib/ansible-mlflow")
 RUNTIME = Path("/run/ansible-mlflow")
@@ -157,26 +157,10 @@ def sysctls(names: list[str]) -> dict[str, str]:
     return {name: Path("/proc/sys", name.replace(".", "/")).read_text().strip() for name in names}
 
 
-# Run where the question is: each address and port, one a word, that accepts a connection.
-TRY = """
-import socket, sys
-from concurrent.futures import ThreadPoolExecutor
-def accepts(target):
-    host, port = target.rsplit(",", 1)
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-        return True
-    except OSError:
-        return False
-with ThreadPoolExecutor() as pool:
-    print(*[target for target, yes in zip(sys.argv[1:], pool.map(accepts, sys.argv[1:])) if yes])
-"""
-
-
 def reachable(*targets: tuple[str, int], frm: tuple[str, ...] = ()) -> set[tuple[str, int]]:
     """Which of these addresses and ports accept a connection."""
-    words = command(*frm, "python3", "-c", TRY, *(f"{host},{port}" for host, port in targets)).split()
-    return {(host, int(port)) for host, port in (word.rsplit(",", 1) for word in words)}
+    words = command(*frm, "python3", "-c", TRY, *(f"{host}:{port}" for host, port in targets)).split()
+    return {(host, int(port)) for host, port in (word.rsplit(":", 1) for word in words)}
 
 
 @contextmanager

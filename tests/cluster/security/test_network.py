@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from conftest import Cluster, request, site, wait_until
+from conftest import TRY, Cluster, request, site, wait_until
 from kubernetes.stream import stream
 
 OTHERS = "network-test"
@@ -28,21 +28,6 @@ import socket, sys, signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 servers = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
 signal.pause()
-"""
-
-# Prints each address and port, one a word, that accepts a connection.
-TRY = """
-import socket, sys
-from concurrent.futures import ThreadPoolExecutor
-def accepts(target):
-    host, port = target.rsplit(":", 1)
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-        return True
-    except OSError:
-        return False
-with ThreadPoolExecutor() as pool:
-    print(*[target for target, yes in zip(sys.argv[1:], pool.map(accepts, sys.argv[1:])) if yes])
 """
 
 

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import urllib3
-from conftest import KUBECONFIG, Cluster, request, site, wait_until
+from conftest import Cluster, apply, request, site, wait_until
 from old_objects import NAME, NAMESPACE, manifests
 from reading import fill, read_inside
 
@@ -102,14 +102,6 @@ def create_database(connection: Any, name: str, template: str) -> None:
 def start(cluster: Cluster, release: str, auth_database: str = "mlflow_auth") -> None:
     apply(manifests(release, auth_database))
     wait_until(lambda: serves(cluster), 180, f"MLflow {release} serves")
-
-
-def apply(objects: list[dict]) -> None:
-    """Apply objects as Ansible would, so that its next run takes their fields over."""
-    from ansible.module_utils.ansible_mlflow.apply import apply_all
-    from ansible.module_utils.ansible_mlflow.kubernetes import Cluster as Api
-
-    apply_all(Api(KUBECONFIG, None), objects, check_mode=False)
 
 
 def serves(cluster: Cluster) -> bool:
