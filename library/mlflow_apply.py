@@ -22,6 +22,14 @@ options:
     type: list
     elements: dict
     default: []
+  released:
+    description:
+      - Objects that another tool applies from now on, on the server's side too, such as Argo CD. This module gives up
+        the fields that it has set, so that nobody but that tool holds them.
+      - An object that nobody else applies is left as it is.
+    type: list
+    elements: dict
+    default: []
 extends_documentation_fragment:
   - mlflow
 attributes:
@@ -68,7 +76,7 @@ changes:
   sample: [created ConfigMap mlflow-config-dev]
 """
 
-from ansible.module_utils.ansible_mlflow.apply import apply_all, remove_all
+from ansible.module_utils.ansible_mlflow.apply import apply_all, release_all, remove_all
 from ansible.module_utils.ansible_mlflow.errors import run
 from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
 from ansible.module_utils.basic import AnsibleModule
@@ -77,6 +85,7 @@ ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
     "objects": {"type": "list", "elements": "dict", "default": []},
     "removed": {"type": "list", "elements": "dict", "default": []},
+    "released": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -85,7 +94,8 @@ def apply(module: AnsibleModule) -> dict:
     cluster = Cluster(params["kubeconfig"], params["context"])
     applied = apply_all(cluster, params["objects"], module.check_mode)
     removed = remove_all(cluster, params["removed"], module.check_mode)
-    changes = applied.changes + removed.changes
+    released = release_all(cluster, params["released"], module.check_mode)
+    changes = applied.changes + removed.changes + released
     result = {"changed": bool(changes), "changes": changes}
     if module._diff:
         result["diff"] = applied.diffs + removed.diffs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .errors import Error
-from .kubernetes import ApiError, Cluster
+from .kubernetes import FIELD_MANAGER, ApiError, Cluster
 
 # What the API server writes by itself, so that it says nothing about what a user changes.
 SERVER_FIELDS = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid")
@@ -68,6 +68,37 @@ def remove_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Appli
         shown_before, _ = shown(before, before)
         applied.diffs.append({"before_header": name, "after_header": name, "before": shown_before, "after": {}})
     return applied
+
+
+def release_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> list[str]:
+    """Leave objects to another manager that applies them too; whatever only this one has set goes.
+
+    A manager that applies an object without any field gives up those it has. See
+    https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership
+
+    :returns: a sentence for each object that was left. One that nobody else applies is not.
+    :raises Error: an object that the API server refuses, with its kind and name.
+    """
+    changes, paths = [], Paths(cluster)
+    for manifest in objects:
+        name, path = named(manifest), paths.of(manifest)
+        try:
+            managers = appliers(cluster.get(path) or {})
+            if FIELD_MANAGER not in managers or len(managers) == 1:
+                continue
+            metadata = {key: manifest["metadata"][key] for key in ("name", "namespace") if key in manifest["metadata"]}
+            bare = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
+            cluster.apply(path, bare, dry_run=check_mode)
+        except ApiError as error:
+            raise Error(f"{name}: {error}") from None
+        changes.append(f"left {name} to {', '.join(sorted(managers - {FIELD_MANAGER}))}")
+    return changes
+
+
+def appliers(item: dict) -> set[str]:
+    """The managers that apply an object on the server's side."""
+    entries = item.get("metadata", {}).get("managedFields") or []
+    return {entry["manager"] for entry in entries if entry.get("operation") == "Apply" and not entry.get("subresource")}
 
 
 class Paths:

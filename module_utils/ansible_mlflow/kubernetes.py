@@ -17,6 +17,9 @@ from .errors import Error, MissingLibraryError, one_line
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 30
 
+# Who has set a field, as the API server remembers it.
+FIELD_MANAGER = "ansible-mlflow"
+
 HOW_TO_CHOOSE = (
     "the cluster is chosen by mlflow_environment_kubeconfig (a file) and mlflow_environment_context (a name in it)"
 )
@@ -152,7 +155,7 @@ class Cluster:
 
         An unknown field is refused. See https://kubernetes.io/docs/reference/using-api/server-side-apply/
         """
-        query = {"fieldManager": "ansible-mlflow", "force": "true", "fieldValidation": "Strict"}
+        query = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
         if dry_run:
             query["dryRun"] = "All"
         # JSON is YAML too, and this is the type that names the operation.

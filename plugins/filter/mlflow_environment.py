@@ -100,9 +100,30 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             # What has a user part may have a password in it.
             shown = "a value with a user part" if "@" in str(value) else repr(value)
             problems.setdefault(name, f"{name} is {shown}; expected {expected}")
-    return list(problems.values()) + certificate_problems(
-        settings["mlflow_database_tls_mode"], settings["mlflow_database_ca_certificate"] or ""
+    return (
+        list(problems.values())
+        + certificate_problems(settings["mlflow_database_tls_mode"], settings["mlflow_database_ca_certificate"] or "")
+        + store_problems(
+            settings["mlflow_environment_external_secrets_store"] or {},
+            delivery=settings["mlflow_environment_delivery"],
+            source=settings["mlflow_environment_secrets_source"],
+        )
     )
+
+
+def store_problems(store: dict[str, Any], *, delivery: str, source: str) -> list[str]:
+    """What is wrong with the store of External Secrets."""
+    name, kinds = "mlflow_environment_external_secrets_store", ("ClusterSecretStore", "SecretStore")
+    if not store:
+        return []
+    if set(store) != {"kind", "name"} or store["kind"] not in kinds or not LABEL.fullmatch(str(store["name"])):
+        return [f"{name} is {store!r}; expected kind, {' or '.join(kinds)}, and name"]
+    if (delivery, source) != ("gitops", "vault"):
+        return [
+            f"{name} is given, but mlflow_environment_delivery is {delivery} and mlflow_environment_secrets_source is "
+            f"{source}; expected gitops and vault"
+        ]
+    return []
 
 
 def certificate_problems(tls_mode: str, certificate: str) -> list[str]:

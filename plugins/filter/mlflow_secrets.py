@@ -376,6 +376,11 @@ def secret_data(values: dict[str, str], secret: str = SERVER) -> dict[str, str]:
     }
 
 
+def secret_names(values: dict[str, str], secret: str = SERVER) -> dict[str, str]:
+    """Which secret each key of the Secret `<secret>-<environment>` has: its name in RULES by key."""
+    return {rule.key: name for name, rule in RULES.items() if rule.key and rule.secret == secret and values[name]}
+
+
 def user_data(passwords: dict[str, str]) -> dict[str, str]:
     """The data of the Secret `mlflow-users-<environment>`: base64 by key."""
     return {user_key(name): base64.b64encode(password.encode()).decode() for name, password in passwords.items()}
@@ -401,6 +406,7 @@ class FilterModule:
             "mlflow_environment_secret_values": secret_values,
             "mlflow_environment_secret_problems": secret_problems,
             "mlflow_environment_secret_data": secret_data,
+            "mlflow_environment_secret_names": secret_names,
             "mlflow_environment_secret": secret_of,
             "mlflow_environment_secret_label": secret_label,
             "mlflow_environment_user_passwords": user_passwords,
