@@ -119,8 +119,10 @@ client: .cache/client/.installed ## An MLflow client outside the cluster, for th
 	touch $@
 
 .PHONY: servers
-servers: .cache/servers/.installed ## Servers that the tests start themselves: OpenBao, another PostgreSQL, another S3
-	@python3 $(BUILD) versitygw
+servers: .cache/servers/.installed ## Servers that the tests start themselves: OpenBao, PostgreSQL, another S3, Argo CD
+	@python3 $(BUILD) versitygw argocd external-secrets
+	@# The cache that Argo CD's components share.
+	@command -v redis-server > /dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
 
 .cache/servers/.installed: tests/servers-requirements.txt | venv
 	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/servers

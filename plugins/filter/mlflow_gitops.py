@@ -30,16 +30,31 @@ def annotated(item: dict[str, Any], annotations: dict[str, str]) -> dict[str, An
 
 
 def hook(job: dict[str, Any], *, first: dict[str, Any]) -> dict[str, Any]:
-    """The Job of the schema as Argo CD runs it, in every sync.
+    """The pod of the schema's Job as Argo CD runs it, in every sync.
+
+    A Pod and not the Job itself: of a Job that failed, Argo CD tells only that it did, and of a Pod what its container
+    left as its last words. A Pod is not started again; the Application's own retry does that.
 
     Args:
         job: The Job that Ansible starts.
         first: A container that runs before the Job's own.
     """
     spec, template = job["spec"], job["spec"]["template"]
-    pod = {**template["spec"], "initContainers": [first, *template["spec"]["initContainers"]]}
-    job = {**job, "spec": {**spec, "template": {**template, "spec": pod}}}
-    return annotated(job, {"hook": "Sync", "hook-delete-policy": "BeforeHookCreation"})
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": job["metadata"]["name"],
+            "namespace": job["metadata"]["namespace"],
+            "labels": template["metadata"]["labels"],
+        },
+        "spec": {
+            **template["spec"],
+            "activeDeadlineSeconds": spec["activeDeadlineSeconds"],
+            "initContainers": [first, *template["spec"]["initContainers"]],
+        },
+    }
+    return annotated(pod, {"hook": "Sync", "hook-delete-policy": "BeforeHookCreation"})
 
 
 def state(status: str) -> dict[str, Any]:

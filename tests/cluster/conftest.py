@@ -110,9 +110,20 @@ class Cluster:
         self.batch = client.BatchV1Api(self.api)
         self.networking = client.NetworkingV1Api(self.api)
 
+    def servers(self, environment: str) -> list[Any]:
+        """The pods of an environment's server, without those of before that are still answering their last requests."""
+        label = "app.kubernetes.io/name=mlflow"
+        pods = self.core.list_namespaced_pod(f"mlflow-{environment}", label_selector=label).items
+        return [pod for pod in pods if not pod.metadata.deletion_timestamp and pod.status.phase == "Running"]
+
     def resource_versions(self, environment: str) -> dict[str, str]:
-        """The resourceVersion of every object of an environment by kind and name; empty without its namespace."""
+        """The resourceVersion of every object of an environment by kind and name; empty without its namespace.
+
+        A pod that is going changes its Deployment's status once more when it is gone, so that is waited for.
+        """
         namespace = f"mlflow-{environment}"
+        pods = lambda: self.core.list_namespaced_pod(namespace).items  # noqa: E731
+        wait_until(lambda: not any(pod.metadata.deletion_timestamp for pod in pods()), 90, "pods of before are gone")
         lists = {
             "ConfigMap": self.core.list_namespaced_config_map,
             "Secret": self.core.list_namespaced_secret,

@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from ansible.module_utils.ansible_mlflow.apply import apply_all, remove_all
+from ansible.module_utils.ansible_mlflow.apply import apply_all, release_all, remove_all
 from ansible.module_utils.ansible_mlflow.errors import Error
 from ansible.module_utils.ansible_mlflow.kubernetes import ApiError
 
@@ -135,3 +135,30 @@ def test_what_must_not_be_there_is_removed_once_and_a_dry_run_only_says_so() -> 
     assert applied.diffs[0]["before"]["data"] == CONFIG["data"]
     assert applied.diffs[0]["after"] == {}
     assert remove_all(cluster, [CONFIG, SECRET], check_mode=False).changes == []
+
+
+def owned_by(*managers: str) -> dict:
+    entries = [{"manager": manager, "operation": "Apply"} for manager in managers]
+    entries += [{"manager": "kubelet", "operation": "Update"}]
+    return {**CONFIG, "metadata": {**CONFIG["metadata"], "managedFields": entries}}
+
+
+@pytest.mark.parametrize(
+    ("present", "left"),
+    [
+        (owned_by("ansible-mlflow", "argocd-controller"), ["left ConfigMap config to argocd-controller"]),
+        (owned_by("ansible-mlflow"), []),
+        (owned_by("argocd-controller"), []),
+        (None, []),
+    ],
+    ids=["both", "we alone", "another alone", "no object"],
+)
+def test_only_what_somebody_else_applies_too_is_left_to_them(present: dict | None, left: list[str]) -> None:
+    cluster = FakeCluster()
+    if present:
+        cluster.objects["/api/v1/namespaces/mlflow-dev/configmaps/config"] = present
+    applied = []
+    cluster.apply = lambda path, body, dry_run: applied.append((body, dry_run))
+    assert release_all(cluster, [CONFIG], check_mode=True) == left
+    bare = {key: value for key, value in CONFIG.items() if key != "data"}
+    assert applied == [(bare, True)] * len(left)

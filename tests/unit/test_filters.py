@@ -22,6 +22,9 @@ GOOD = {
     "mlflow_environment_names": ["dev", "stg", "prod"],
     "mlflow_environment_namespace": "mlflow-dev",
     "mlflow_environment_image": "ghcr.io/mlflow/mlflow:v3.17.2-full",
+    "mlflow_environment_delivery": "push",
+    "mlflow_environment_secrets_source": "inventory",
+    "mlflow_environment_external_secrets_store": {},
     "mlflow_database_host": "dev-postgres.pgsql.svc.cluster.local",
     "mlflow_database_port": 5434,
     "mlflow_database_name": "mlflow",
@@ -47,6 +50,27 @@ CERTIFICATE = certificate()
 
 def test_good_settings_have_no_problem() -> None:
     assert environment.environment_problems(GOOD) == []
+
+
+STORE = {"kind": "ClusterSecretStore", "name": "vault"}
+BY_GIT = {"mlflow_environment_delivery": "gitops", "mlflow_environment_secrets_source": "vault"}
+
+
+@pytest.mark.parametrize(
+    ("store", "settings", "expected"),
+    [
+        (STORE, BY_GIT, ""),
+        ({}, {}, ""),
+        (STORE, BY_GIT | {"mlflow_environment_delivery": "push"}, "delivery is push"),
+        (STORE, BY_GIT | {"mlflow_environment_secrets_source": "generated"}, "secrets_source is generated"),
+        ({"name": "vault"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
+        ({**STORE, "kind": "Secret"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
+        ({**STORE, "name": "a vault"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
+    ],
+)
+def test_a_store_of_external_secrets_goes_with_vault_and_argo_cd(store: dict, settings: dict, expected: str) -> None:
+    told = environment.environment_problems(GOOD | settings | {"mlflow_environment_external_secrets_store": store})
+    assert (expected in told[0] and len(told) == 1) if expected else told == []
 
 
 @pytest.mark.parametrize(

@@ -112,14 +112,22 @@ def test_an_object_is_in_the_first_wave_that_names_it_and_stays_as_it_was() -> N
     assert "annotations" not in CONFIG["metadata"]
 
 
-def test_the_hook_runs_its_first_container_before_the_others_and_keeps_the_job() -> None:
-    pod = {"initContainers": [{"name": "plan"}], "containers": [{"name": "schema"}]}
-    job = {"kind": "Job", "metadata": {"name": "j"}, "spec": {"backoffLimit": 0, "template": {"spec": pod}}}
+def test_the_hook_is_the_job_s_pod_with_one_container_more_and_its_deadline() -> None:
+    containers = {"initContainers": [{"name": "plan"}], "containers": [{"name": "schema"}], "restartPolicy": "Never"}
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": containers}
+    job = {
+        "kind": "Job",
+        "metadata": {"name": "mlflow-schema-dev", "namespace": "mlflow-dev", "labels": {}},
+        "spec": {"backoffLimit": 0, "activeDeadlineSeconds": 60, "template": template},
+    }
     found = FILTER.hook(job, first={"name": "bucket"})
-    names = [container["name"] for container in found["spec"]["template"]["spec"]["initContainers"]]
-    assert names == ["bucket", "plan"]
+    assert found["kind"] == "Pod"
+    assert found["metadata"]["labels"] == {"a": "b"}
     assert found["metadata"]["annotations"]["argocd.argoproj.io/hook"] == "Sync"
-    assert [container["name"] for container in pod["initContainers"]] == ["plan"]
+    names = [container["name"] for container in found["spec"]["initContainers"] + found["spec"]["containers"]]
+    assert names == ["bucket", "plan", "schema"]
+    assert (found["spec"]["activeDeadlineSeconds"], found["spec"]["restartPolicy"]) == (60, "Never")
+    assert [container["name"] for container in containers["initContainers"]] == ["plan"]
 
 
 @pytest.fixture

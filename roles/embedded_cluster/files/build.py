@@ -38,6 +38,8 @@ KUBE_ROUTER_VERSION = "v2.1.0"
 MINIO_VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 MINIO_TAG = "2026-02-12"
 VERSITYGW_VERSION = "v1.8.0"
+ARGOCD_VERSION = "v3.2.6"
+EXTERNAL_SECRETS_VERSION = "v0.16.2"
 SUPERVISOR_VERSION = "4.3.0"
 DEBIAN_SUITE = "bookworm"
 POSTGRES_MAJOR = "15"
@@ -180,6 +182,25 @@ def go_install(*packages: str) -> Callable[[Run], None]:
     return recipe
 
 
+def go_build(module: str, package: str, manifests: str) -> Callable[[Run], None]:
+    """A recipe that builds a command as its own module's go.mod says, which `go install` refuses where it replaces any.
+
+    The command gets the part's name; the folder of manifests comes along as crds.
+    """
+
+    def recipe(run: Run) -> None:
+        environment = go_environment(run)
+        run.command("go", "mod", "download", module, env=environment)
+        where = ["go", "env", "GOMODCACHE"]
+        cache = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        source = Path(cache, module)
+        binary = run.directory / run.part.name
+        run.command("go", "build", "-v", *GO_FLAGS, "-s -w", "-o", binary, package, cwd=source, env=environment)
+        shutil.copytree(source / manifests, run.directory / "crds", copy_function=shutil.copyfile)
+
+    return recipe
+
+
 def build_supervisor(run: Run) -> None:
     """supervisord in a virtual environment of Debian's Python: it has to outlive this checkout and its .venv."""
     run.command("/usr/bin/python3", "-m", "venv", run.directory)
@@ -288,6 +309,8 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
     coredns, minio = f"github.com/coredns/coredns@{COREDNS_VERSION}", f"github.com/minio/minio@{MINIO_VERSION}"
     router = f"github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@{KUBE_ROUTER_VERSION}"
     versitygw = f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW_VERSION}"
+    argocd = f"github.com/argoproj/argo-cd/v3@{ARGOCD_VERSION}"
+    secrets = f"github.com/external-secrets/external-secrets@{EXTERNAL_SECRETS_VERSION}"
     image = "localhost/{}:{}".format
     listed = [
         Part("supervisor", 0.2, build_supervisor, pins=(SUPERVISOR_VERSION,)),
@@ -331,6 +354,8 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
         ),
         *map(mlflow, mlflow_versions),
         Part("versitygw", 1, go_install(versitygw), pins=(versitygw,), only_tests=True),
+        Part("argocd", 4, go_build(argocd, "./cmd", "manifests/crds"), pins=(argocd,), only_tests=True),
+        Part("external-secrets", 3, go_build(secrets, ".", "config/crds/bases"), pins=(secrets,), only_tests=True),
     ]
     return {part.name: part for part in listed}
 

@@ -40,8 +40,7 @@ def test_only_the_names_that_are_meant_are_served(cluster: Cluster, host: str, e
 
 @pytest.mark.parametrize("port", ["", ":5000"])
 def test_a_pods_address_is_served_as_prometheus_calls_it(cluster: Cluster, port: str) -> None:
-    pods = cluster.core.list_namespaced_pod("mlflow-dev", label_selector="app.kubernetes.io/name=mlflow").items
-    address = pods[0].status.pod_ip
+    address = cluster.servers("dev")[0].status.pod_ip
     # Metrics are there only where they were asked for; what matters is that the name is not what is refused.
     assert status(cluster, f"{address}:5000", "/metrics", f"{address}{port}") != 403
     assert status(cluster, f"{address}:5000", EXPERIMENT_0, f"{address}{port}") == 200

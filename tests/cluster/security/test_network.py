@@ -110,7 +110,7 @@ def node_port() -> Iterator[str]:
 
 def server(cluster: Cluster) -> tuple[str, str]:
     """The name and the address of the server's pod."""
-    [pod] = cluster.core.list_namespaced_pod(MLFLOW, label_selector="app.kubernetes.io/name=mlflow").items
+    [pod] = cluster.servers("dev")
     return pod.metadata.name, pod.status.pod_ip
 
 

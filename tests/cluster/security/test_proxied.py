@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import CLIENT, Cluster, client_environment, request, site
+from conftest import CLIENT, Cluster, client_environment, request, site, wait_until
 
 KILOBYTE, LARGE = 1000, 600 * 2**20
 S3 = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
@@ -52,12 +52,12 @@ def client(cluster: Cluster) -> Iterator[dict[str, str]]:
     settings = client_environment("dev", cluster.secrets("dev"))
     yield {name: value for name, value in settings.items() if name not in S3}
     run("--skip-tags=mlflow_verification")
-    assert offers() == {True}
+    wait_until(lambda: offers() == {True}, 30, "the pods of before are asked no more")
 
 
 @pytest.mark.parametrize("size", [KILOBYTE, pytest.param(LARGE, marks=pytest.mark.full)])
 def test_an_artifact_goes_through_the_server_both_ways(client: dict[str, str], size: int) -> None:
-    assert offers() == {False}
+    wait_until(lambda: offers() == {False}, 30, "the pods of before are asked no more")
     program = [CLIENT, "-c", ROUND_TRIP, str(size)]
     done = subprocess.run(program, env=client, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,11 +6,9 @@ import json
 import re
 import secrets as random
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import urllib3
@@ -23,9 +21,9 @@ from conftest import (
     request,
     s3,
     site,
-    wait_until,
 )
 from kubernetes.stream import stream
+from openbao import Bao
 
 NAMESPACE, SECRET, MAINTENANCE, CONFIG = (
     "mlflow-dev",
@@ -34,64 +32,13 @@ NAMESPACE, SECRET, MAINTENANCE, CONFIG = (
     "mlflow-config-dev",
 )
 PERCENT, DOLLAR, LONG = "p%41&x/y@z#1", "a$(PGHOST)b \"c' |d=\\", random.token_hex(32)
-# Seconds that a refusal may take: 10, and what a busy machine adds to a start of Ansible.
-SOON = 20
+# Seconds that a refusal may take: 10 on an idle machine.
+SOON = 60
 # What each secret is called, by its key in a Secret: as docs/secrets.md has them.
 NAMES = {
     key: name
     for name, key in re.findall(r"^\| `(\w+)` \| `(\w+)` \|", (ROOT / "docs/secrets.md").read_text(), re.MULTILINE)
 }
-
-
-class Bao:
-    """An OpenBao on this machine, which keeps everything in memory and ends with the tests."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.url, self.root, self.log = f"http://{address}", f"root-{random.token_hex(8)}", folder / "log"
-        options = ("-dev-no-store-token", f"-dev-root-token-id={self.root}", f"-dev-listen-address={address}")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [ROOT / ".cache/servers/bin/bao", "server", "-dev", *options],
-                env={"HOME": str(folder), "PATH": "/usr/bin:/bin"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        wait_until(lambda: "Unseal Key:" in self.log.read_text(), 30, "OpenBao starts")
-        self("POST", "sys/auth/approle", {"type": "approle"})
-
-    def __call__(self, method: str, path: str, body: Any = None) -> Any:
-        """A request with the root token."""
-        answer = urllib3.request(
-            method, f"{self.url}/v1/{path}", json=body, headers={"X-Vault-Token": self.root}, timeout=10, retries=False
-        )
-        assert answer.status < 300, answer.data
-        return answer.json() if answer.data else None
-
-    def write(self, path: str, data: dict[str, str]) -> None:
-        """Put a secret into the engine that a development server has."""
-        self("POST", f"secret/data/{path}", {"data": data})
-
-    def policy(self, name: str, path: str) -> None:
-        """Allow to read one secret."""
-        self("PUT", f"sys/policies/acl/{name}", {"policy": f'path "secret/data/{path}" {{capabilities = ["read"]}}'})
-
-    def token(self, policy: str) -> str:
-        """A token that may do what a policy allows."""
-        return self("POST", "auth/token/create", {"policies": [policy]})["auth"]["client_token"]
-
-    def approle(self, policy: str) -> dict[str, str]:
-        """The environment of somebody who logs in by AppRole."""
-        self("POST", f"auth/approle/role/{policy}", {"token_policies": [policy]})
-        role = self("GET", f"auth/approle/role/{policy}/role-id")["data"]["role_id"]
-        secret = self("POST", f"auth/approle/role/{policy}/secret-id")["data"]["secret_id"]
-        return {"VAULT_ROLE_ID": role, "VAULT_SECRET_ID": secret}
-
-    def unseal(self) -> None:
-        """Open it again."""
-        [key] = re.findall(r"Unseal Key: (\S+)", self.log.read_text())
-        self("POST", "sys/unseal", {"key": key})
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +77,7 @@ def serves_with(cluster: Cluster, expected: dict[str, str]) -> None:
         "mlflow.delete_run(run.info.run_id)\n"
         "answer = run.info.run_id",
     )
-    [pod] = cluster.core.list_namespaced_pod(
-        NAMESPACE, label_selector="app.kubernetes.io/name=mlflow", field_selector="status.phase=Running"
-    ).items
+    [pod] = cluster.servers("dev")
     collect = (
         'MLFLOW_TRACKING_URI="$MLFLOW_BACKEND_STORE_URI" MLFLOW_TRACKING_USERNAME=admin '
         'MLFLOW_TRACKING_PASSWORD="$MLFLOW_AUTH_ADMIN_PASSWORD" '
