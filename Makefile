@@ -70,6 +70,7 @@ molecule: cluster client servers ## The Molecule scenarios, on the embedded clus
 	molecule test --scenario-name default
 	molecule test --scenario-name environments
 	molecule test --scenario-name security
+	molecule test --scenario-name gitops
 	MLFLOW_UPGRADE_FROM="$(UPGRADE_FROM)" molecule test --scenario-name upgrade
 
 empty :=

@@ -91,7 +91,7 @@ def judge(application: dict, revision: str, patient: bool = False) -> Verdict:
     health = (status.get("health") or {}).get("status")
     if health == "Degraded":
         return Verdict(failure=f"commit {revision} is synced, but {unhealthy(status)}")
-    return Verdict(reached=health == "Healthy", waiting=unhealthy(status))
+    return Verdict(reached=True) if health == "Healthy" else Verdict(waiting=unhealthy(status))
 
 
 def failed_parts(operation: dict) -> str:

@@ -243,6 +243,12 @@ class ArgoCD:
         assert len(files) == 2
         apply([yaml.safe_load(file.read_text()) for file in files])
 
+    def refresh_set(self, environment: str) -> None:
+        """Let an ApplicationSet look into the repository now, and not after minutes."""
+        body = {"metadata": {"annotations": {"argocd.argoproj.io/application-set-refresh": "true"}}}
+        where = ("argoproj.io", "v1alpha1", NAMESPACE, "applicationsets", f"mlflow-{environment}", body)
+        self.api.patch_namespaced_custom_object(*where)
+
     def application(self, environment: str) -> dict[str, Any]:
         """An environment's Application, empty while there is none."""
         from kubernetes.client.exceptions import ApiException

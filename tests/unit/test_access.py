@@ -285,51 +285,52 @@ def test_what_can_be_is_not_refused(users: list[dict], roles: list[dict]) -> Non
     assert problems(users, roles) == []
 
 
-@pytest.mark.parametrize(
-    ("users", "roles", "message"),
-    [
-        ([{"name": "alice"}, {"name": "alice"}], [], "mlflow_access_users: 'alice' is there 2 times; expected once"),
-        ([{"name": ADMIN}], [], "user 'admin' is mlflow_server_admin_username"),
-        (
-            [{"name": "a:b"}],
-            [],
-            "user 'a:b' has no name that can be used; expected 1 to 255 letters, digits and _ . @ + -",
-        ),
-        ([{"name": ""}], [], "user '' has no name that can be used"),
-        (
-            [{"name": "alice", "roles": ["tem"]}],
-            [{"name": "team"}],
-            "the role 'tem'; expected one of mlflow_access_roles: team",
-        ),
-        ([{"name": "alice", "roles": ["team"]}], [], "expected one of mlflow_access_roles: none"),
-        ([{"name": "alice", "roles": ["team", "team"]}], [{"name": "team"}], "roles: 'team' is there 2 times"),
-        (
-            [{"name": "alice", "permissions": [PERMISSION, {**PERMISSION, "permission": "EDIT"}]}],
-            [],
-            "user 'alice': 'experiment churn' is there 2 times",
-        ),
-        (
-            [{"name": "alice", "permissions": [{**PERMISSION, "resource_type": "workspace", "resource": "*"}]}],
-            [],
-            "expected it in a role",
-        ),
-        ([], [{"name": "team"}, {"name": "team"}], "mlflow_access_roles: 'team' is there 2 times"),
-        ([], [{"name": " "}], "role ' ' has no name that can be used"),
-        ([], [{"name": "r" * 256}], "expected 1 to 255 characters"),
-        ([], [{"name": "__user_7__"}], "begins with __user_, which MLflow keeps for itself"),
-        ([], [{"name": "team", "permissions": [{**PERMISSION, "resource": ""}]}], "expected a resource of 1 to 255"),
-        (
-            [],
-            [{"name": "team", "permissions": [{**PERMISSION, "resource_type": "run"}]}],
-            "READ on run 'churn'; expected the resource '*'",
-        ),
-        (
-            [],
-            [{"name": "team", "permissions": [{**PERMISSION, "resource_type": "workspace", "resource": "*"}]}],
-            "READ on workspace '*'; expected USE or MANAGE",
-        ),
-    ],
-)
+# docs/failures.md shows what is said of each: scripts/failures.py.
+BAD_PEOPLE = [
+    ([{"name": "alice"}, {"name": "alice"}], [], "mlflow_access_users: 'alice' is there 2 times; expected once"),
+    ([{"name": ADMIN}], [], "user 'admin' is mlflow_server_admin_username"),
+    (
+        [{"name": "a:b"}],
+        [],
+        "user 'a:b' has no name that can be used; expected 1 to 255 letters, digits and _ . @ + -",
+    ),
+    ([{"name": ""}], [], "user '' has no name that can be used"),
+    (
+        [{"name": "alice", "roles": ["tem"]}],
+        [{"name": "team"}],
+        "the role 'tem'; expected one of mlflow_access_roles: team",
+    ),
+    ([{"name": "alice", "roles": ["team"]}], [], "expected one of mlflow_access_roles: none"),
+    ([{"name": "alice", "roles": ["team", "team"]}], [{"name": "team"}], "roles: 'team' is there 2 times"),
+    (
+        [{"name": "alice", "permissions": [PERMISSION, {**PERMISSION, "permission": "EDIT"}]}],
+        [],
+        "user 'alice': 'experiment churn' is there 2 times",
+    ),
+    (
+        [{"name": "alice", "permissions": [{**PERMISSION, "resource_type": "workspace", "resource": "*"}]}],
+        [],
+        "expected it in a role",
+    ),
+    ([], [{"name": "team"}, {"name": "team"}], "mlflow_access_roles: 'team' is there 2 times"),
+    ([], [{"name": " "}], "role ' ' has no name that can be used"),
+    ([], [{"name": "r" * 256}], "expected 1 to 255 characters"),
+    ([], [{"name": "__user_7__"}], "begins with __user_, which MLflow keeps for itself"),
+    ([], [{"name": "team", "permissions": [{**PERMISSION, "resource": ""}]}], "expected a resource of 1 to 255"),
+    (
+        [],
+        [{"name": "team", "permissions": [{**PERMISSION, "resource_type": "run"}]}],
+        "READ on run 'churn'; expected the resource '*'",
+    ),
+    (
+        [],
+        [{"name": "team", "permissions": [{**PERMISSION, "resource_type": "workspace", "resource": "*"}]}],
+        "READ on workspace '*'; expected USE or MANAGE",
+    ),
+]
+
+
+@pytest.mark.parametrize(("users", "roles", "message"), BAD_PEOPLE)
 def test_what_cannot_be_is_refused_in_one_sentence(users: list[dict], roles: list[dict], message: str) -> None:
     (problem,) = [problem for problem in problems(users, roles) if message in problem]
     assert "expected" in problem

@@ -56,74 +56,76 @@ STORE = {"kind": "ClusterSecretStore", "name": "vault"}
 BY_GIT = {"mlflow_environment_delivery": "gitops", "mlflow_environment_secrets_source": "vault"}
 
 
-@pytest.mark.parametrize(
-    ("store", "settings", "expected"),
-    [
-        (STORE, BY_GIT, ""),
-        ({}, {}, ""),
-        (STORE, BY_GIT | {"mlflow_environment_delivery": "push"}, "delivery is push"),
-        (STORE, BY_GIT | {"mlflow_environment_secrets_source": "generated"}, "secrets_source is generated"),
-        ({"name": "vault"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
-        ({**STORE, "kind": "Secret"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
-        ({**STORE, "name": "a vault"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
-    ],
-)
+# docs/failures.md shows what is said of each: scripts/failures.py.
+BAD_STORES = [
+    (STORE, BY_GIT, ""),
+    ({}, {}, ""),
+    (STORE, BY_GIT | {"mlflow_environment_delivery": "push"}, "delivery is push"),
+    (STORE, BY_GIT | {"mlflow_environment_secrets_source": "generated"}, "secrets_source is generated"),
+    ({"name": "vault"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
+    ({**STORE, "kind": "Secret"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
+    ({**STORE, "name": "a vault"}, BY_GIT, "expected kind, ClusterSecretStore or SecretStore, and name"),
+]
+
+
+@pytest.mark.parametrize(("store", "settings", "expected"), BAD_STORES)
 def test_a_store_of_external_secrets_goes_with_vault_and_argo_cd(store: dict, settings: dict, expected: str) -> None:
     told = environment.environment_problems(GOOD | settings | {"mlflow_environment_external_secrets_store": store})
     assert (expected in told[0] and len(told) == 1) if expected else told == []
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("mlflow_environment_name", "qa", "one of dev, stg, prod"),
-        ("mlflow_environment_name", None, "one of dev, stg, prod"),
-        ("mlflow_environment_namespace", "MLflow_dev", "lower case letters"),
-        ("mlflow_environment_namespace", None, "lower case letters"),
-        ("mlflow_environment_image", "mlflow latest", "an image reference"),
-        ("mlflow_environment_image", "", "an image reference"),
-        ("mlflow_database_host", "", "a host name"),
-        ("mlflow_database_host", None, "a host name"),
-        ("mlflow_database_host", "postgres; drop", "a host name"),
-        ("mlflow_database_host", "user@postgres", "a host name"),
-        ("mlflow_database_port", 0, "a port from 1 to 65535"),
-        ("mlflow_database_port", None, "a port from 1 to 65535"),
-        ("mlflow_database_port", 65536, "a port from 1 to 65535"),
-        ("mlflow_database_name", "", "1 to 63 bytes"),
-        ("mlflow_database_auth_name", None, "1 to 63 bytes"),
-        ("mlflow_database_username", "ü" * 32, "1 to 63 bytes"),
-        ("mlflow_database_migrator_username", "", "1 to 63 bytes"),
-        ("mlflow_database_migrator_username", "mlflow", "another role than mlflow_database_username"),
-        ("mlflow_database_registry_name", "x" * 64, "1 to 63 bytes of printable text, or an empty one"),
-        ("mlflow_database_registry_name", None, "1 to 63 bytes of printable text, or an empty one"),
-        ("mlflow_database_registry_name", "mlflow_auth", "another name than mlflow_database_auth_name"),
-        ("mlflow_database_schema", "x" * 64, "1 to 63 bytes of printable text that does not begin with pg_"),
-        ("mlflow_database_schema", "pg_mlflow", "1 to 63 bytes of printable text that does not begin with pg_"),
-        ("mlflow_database_schema", "$user", "1 to 63 bytes of printable text that does not begin with pg_"),
-        ("mlflow_database_schema", None, "1 to 63 bytes of printable text that does not begin with pg_"),
-        ("mlflow_object_store_endpoint", "s3://mlflow", "http(s)://host[:port]"),
-        ("mlflow_object_store_endpoint", "minio:9000", "http(s)://host[:port]"),
-        ("mlflow_object_store_endpoint", "http://minio:9000/mlflow", "http(s)://host[:port]"),
-        ("mlflow_object_store_endpoint", "http://minio:9000/", "http(s)://host[:port]"),
-        ("mlflow_object_store_endpoint", "http://key:secret@minio:9000", "http(s)://host[:port]"),
-        ("mlflow_object_store_endpoint", "http://minio:port", "http(s)://host[:port]"),
-        ("mlflow_object_store_endpoint", "http://", "http(s)://host[:port]"),
-        ("mlflow_object_store_bucket", "s3://mlflow", "an S3 bucket name"),
-        ("mlflow_object_store_bucket", "ml", "an S3 bucket name"),
-        ("mlflow_object_store_bucket", "ml..flow", "an S3 bucket name"),
-        ("mlflow_object_store_bucket", "10.1.2.3", "an S3 bucket name"),
-        ("mlflow_object_store_bucket", "xn--mlflow", "an S3 bucket name"),
-        ("mlflow_object_store_expire_versions_after_days", -1, "0 to 36500 days"),
-        ("mlflow_object_store_abort_uploads_after_days", 36501, "0 to 36500 days"),
-        ("mlflow_object_store_lock_days", None, "0 to 36500 days"),
-        ("mlflow_object_store_quota", "500G", "a number with Ki, Mi, Gi or Ti"),
-        ("mlflow_object_store_quota", -1, "a number with Ki, Mi, Gi or Ti"),
-        ("mlflow_server_node_port", 5000, "a port from 30000 to 32767"),
-        ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
-        ("mlflow_server_admin_username", "", "letters, digits"),
-        ("mlflow_server_admin_username", "ad min", "letters, digits"),
-    ],
-)
+# docs/failures.md shows what is said of each: scripts/failures.py.
+BAD_SETTINGS = [
+    ("mlflow_environment_name", "qa", "one of dev, stg, prod"),
+    ("mlflow_environment_name", None, "one of dev, stg, prod"),
+    ("mlflow_environment_namespace", "MLflow_dev", "lower case letters"),
+    ("mlflow_environment_namespace", None, "lower case letters"),
+    ("mlflow_environment_image", "mlflow latest", "an image reference"),
+    ("mlflow_environment_image", "", "an image reference"),
+    ("mlflow_database_host", "", "a host name"),
+    ("mlflow_database_host", None, "a host name"),
+    ("mlflow_database_host", "postgres; drop", "a host name"),
+    ("mlflow_database_host", "user@postgres", "a host name"),
+    ("mlflow_database_port", 0, "a port from 1 to 65535"),
+    ("mlflow_database_port", None, "a port from 1 to 65535"),
+    ("mlflow_database_port", 65536, "a port from 1 to 65535"),
+    ("mlflow_database_name", "", "1 to 63 bytes"),
+    ("mlflow_database_auth_name", None, "1 to 63 bytes"),
+    ("mlflow_database_username", "ü" * 32, "1 to 63 bytes"),
+    ("mlflow_database_migrator_username", "", "1 to 63 bytes"),
+    ("mlflow_database_migrator_username", "mlflow", "another role than mlflow_database_username"),
+    ("mlflow_database_registry_name", "x" * 64, "1 to 63 bytes of printable text, or an empty one"),
+    ("mlflow_database_registry_name", None, "1 to 63 bytes of printable text, or an empty one"),
+    ("mlflow_database_registry_name", "mlflow_auth", "another name than mlflow_database_auth_name"),
+    ("mlflow_database_schema", "x" * 64, "1 to 63 bytes of printable text that does not begin with pg_"),
+    ("mlflow_database_schema", "pg_mlflow", "1 to 63 bytes of printable text that does not begin with pg_"),
+    ("mlflow_database_schema", "$user", "1 to 63 bytes of printable text that does not begin with pg_"),
+    ("mlflow_database_schema", None, "1 to 63 bytes of printable text that does not begin with pg_"),
+    ("mlflow_object_store_endpoint", "s3://mlflow", "http(s)://host[:port]"),
+    ("mlflow_object_store_endpoint", "minio:9000", "http(s)://host[:port]"),
+    ("mlflow_object_store_endpoint", "http://minio:9000/mlflow", "http(s)://host[:port]"),
+    ("mlflow_object_store_endpoint", "http://minio:9000/", "http(s)://host[:port]"),
+    ("mlflow_object_store_endpoint", "http://key:secret@minio:9000", "http(s)://host[:port]"),
+    ("mlflow_object_store_endpoint", "http://minio:port", "http(s)://host[:port]"),
+    ("mlflow_object_store_endpoint", "http://", "http(s)://host[:port]"),
+    ("mlflow_object_store_bucket", "s3://mlflow", "an S3 bucket name"),
+    ("mlflow_object_store_bucket", "ml", "an S3 bucket name"),
+    ("mlflow_object_store_bucket", "ml..flow", "an S3 bucket name"),
+    ("mlflow_object_store_bucket", "10.1.2.3", "an S3 bucket name"),
+    ("mlflow_object_store_bucket", "xn--mlflow", "an S3 bucket name"),
+    ("mlflow_object_store_expire_versions_after_days", -1, "0 to 36500 days"),
+    ("mlflow_object_store_abort_uploads_after_days", 36501, "0 to 36500 days"),
+    ("mlflow_object_store_lock_days", None, "0 to 36500 days"),
+    ("mlflow_object_store_quota", "500G", "a number with Ki, Mi, Gi or Ti"),
+    ("mlflow_object_store_quota", -1, "a number with Ki, Mi, Gi or Ti"),
+    ("mlflow_server_node_port", 5000, "a port from 30000 to 32767"),
+    ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
+    ("mlflow_server_admin_username", "", "letters, digits"),
+    ("mlflow_server_admin_username", "ad min", "letters, digits"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), BAD_SETTINGS)
 def test_a_bad_setting_is_refused_with_its_variable_and_what_is_expected(
     name: str, value: object, expected: str
 ) -> None:

@@ -128,28 +128,29 @@ def test_what_the_server_has_is_no_key_to_what_it_must_not_do(first: str, second
     assert "one-and-the-same" not in problem
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("admin_password", "", "is missing"),
-        ("admin_password", 123456789012, "is no text"),
-        ("admin_password", "eleven-char", "has 11 characters; expected at least 12"),
-        ("admin_password", "password1234", "published"),
-        ("admin_password", "two lines\nof password", "line break"),
-        ("database_password", "tiny!", "has 5 characters"),
-        ("database_migrator_password", "tiny!", "has 5 characters; expected at least 12"),
-        ("backup_access_key", "ab", "has 2 characters; expected 3 to 128"),
-        ("backup_secret_key", "", "is missing"),
-        ("backup_secret_key", "tiny!", "has 5 characters; expected 12 to 128"),
-        ("object_store_access_key", "ab", "has 2 characters; expected 3 to 128"),
-        ("flask_secret_key", "short", "has 5 characters"),
-        ("kek_passphrase", "mlflow-default-kek-passphrase-for-development-only", "published"),
-        ("webhook_key", "x" * 44, "not a Fernet key"),
-        ("webhook_key", "short", "expected 44 to 44"),
-        ("database_admin_password", "alone", "expected both or neither"),
-        ("object_store_admin_access_key", "alone", "expected both or neither"),
-    ],
-)
+# docs/failures.md shows what is said of each: scripts/failures.py.
+WEAK_SECRETS = [
+    ("admin_password", "", "is missing"),
+    ("admin_password", 123456789012, "is no text"),
+    ("admin_password", "eleven-char", "has 11 characters; expected at least 12"),
+    ("admin_password", "password1234", "published"),
+    ("admin_password", "two lines\nof password", "line break"),
+    ("database_password", "tiny!", "has 5 characters"),
+    ("database_migrator_password", "tiny!", "has 5 characters; expected at least 12"),
+    ("backup_access_key", "ab", "has 2 characters; expected 3 to 128"),
+    ("backup_secret_key", "", "is missing"),
+    ("backup_secret_key", "tiny!", "has 5 characters; expected 12 to 128"),
+    ("object_store_access_key", "ab", "has 2 characters; expected 3 to 128"),
+    ("flask_secret_key", "short", "has 5 characters"),
+    ("kek_passphrase", "mlflow-default-kek-passphrase-for-development-only", "published"),
+    ("webhook_key", "x" * 44, "not a Fernet key"),
+    ("webhook_key", "short", "expected 44 to 44"),
+    ("database_admin_password", "alone", "expected both or neither"),
+    ("object_store_admin_access_key", "alone", "expected both or neither"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WEAK_SECRETS)
 def test_a_weak_secret_is_refused_without_showing_it(name: str, value: str, expected: str) -> None:
     [problem] = problems_of(values({}) | {name: value})
     assert name in problem
@@ -263,39 +264,40 @@ def in_production(changed: dict, users: dict | None = None, others: dict | None 
     )
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "changeme",
-        "ChangeMe-ChangeMe",
-        "CHANGE_ME",
-        "change-me-please",
-        "<password>",
-        "<the admin's password>",
-        "{{ password }}",
-        "${PASSWORD}",
-        "REPLACE_WITH_A_STRONG_ONE",
-        "replace this",
-        "password",
-        "Password123456",
-        "password1234",
-        "mlflow",
-        "mlflow-2026!",
-        "minioadmin",
-        "minioadmin1234",
-        "postgres",
-        "postgres5432",
-        "admin",
-        "secret",
-        "xxxxxxxxxxxxxxxx",
-        "************",
-        "placeholder",
-        "your-password-here",
-        "todo",
-        "FIXME FIXME",
-        "test1234",
-    ],
-)
+# docs/failures.md shows what is said of each: scripts/failures.py.
+PLACEHOLDERS = [
+    "changeme",
+    "ChangeMe-ChangeMe",
+    "CHANGE_ME",
+    "change-me-please",
+    "<password>",
+    "<the admin's password>",
+    "{{ password }}",
+    "${PASSWORD}",
+    "REPLACE_WITH_A_STRONG_ONE",
+    "replace this",
+    "password",
+    "Password123456",
+    "password1234",
+    "mlflow",
+    "mlflow-2026!",
+    "minioadmin",
+    "minioadmin1234",
+    "postgres",
+    "postgres5432",
+    "admin",
+    "secret",
+    "xxxxxxxxxxxxxxxx",
+    "************",
+    "placeholder",
+    "your-password-here",
+    "todo",
+    "FIXME FIXME",
+    "test1234",
+]
+
+
+@pytest.mark.parametrize("value", PLACEHOLDERS)
 def test_placeholders_and_defaults_are_refused_where_real_work_depends_on_them(value: str) -> None:
     [problem] = in_production({"admin_password": value})
     assert problem.startswith("mlflow_environment_secrets.admin_password is a placeholder or a default")

@@ -197,6 +197,8 @@ def go_build(module: str, package: str, manifests: str) -> Callable[[Run], None]
         binary = run.directory / run.part.name
         run.command("go", "build", "-v", *GO_FLAGS, "-s -w", "-o", binary, package, cwd=source, env=environment)
         shutil.copytree(source / manifests, run.directory / "crds", copy_function=shutil.copyfile)
+        # Go keeps its modules read-only.
+        (run.directory / "crds").chmod(0o755)
 
     return recipe
 
