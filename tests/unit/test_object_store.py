@@ -102,8 +102,12 @@ def test_the_policy_allows_what_mlflow_needs_on_one_bucket_and_nothing_else():
         "arn:aws:s3:::mlflow/*",
     }
     assert {action for entry in statements if entry["Effect"] == "Deny" for action in entry["Action"]} == {
-        "s3:DeleteObjectVersion"
+        "s3:DeleteObjectVersion",
+        "s3:ListBucket",
     }
+    # Denied is the listing of the root alone, without which MinIO would name the buckets.
+    [condition] = [entry["Condition"] for entry in statements if "Condition" in entry]
+    assert condition == {"StringEquals": {"s3:prefix": [""], "s3:delimiter": ["/"]}}
     assert {action for entry in statements if entry["Effect"] == "Allow" for action in entry["Action"]} == {
         "s3:ListBucket",
         "s3:GetBucketVersioning",
@@ -126,7 +130,7 @@ def test_policies_are_compared_by_meaning():
     reordered = {
         "Version": "2012-10-17",
         "Statement": [
-            {"Sid": "", "Effect": entry["Effect"], "Action": entry["Action"][::-1], "Resource": entry["Resource"][0]}
+            {"Sid": "", **entry, "Action": entry["Action"][::-1], "Resource": entry["Resource"][0]}
             for entry in wanted["Statement"][::-1]
         ],
     }

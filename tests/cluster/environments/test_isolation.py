@@ -54,7 +54,7 @@ def test_ones_keys_do_not_open_the_others_bucket(cluster: Cluster, one: str, oth
     keys = cluster.secrets(one)
     store = s3(other, keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
     with pytest.raises(S3Error) as refused:
-        list(store.list_objects("mlflow"))
+        list(store.list_objects("mlflow", recursive=True))
     assert refused.value.code in ("InvalidAccessKeyId", "AccessDenied", "SignatureDoesNotMatch")
 
 

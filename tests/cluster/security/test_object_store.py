@@ -45,10 +45,10 @@ def put(store: minio.Minio, bucket: str, name: str, body: bytes = BODY) -> None:
     store.put_object(bucket, name, io.BytesIO(body), len(body))
 
 
-def refusal(function: Any, *arguments: Any) -> str:
+def refusal(function: Any, *arguments: Any, **options: Any) -> str:
     """S3's code of the refusal; empty when there was none."""
     try:
-        answer = function(*arguments)
+        answer = function(*arguments, **options)
         # A listing asks when it is read.
         if isinstance(answer, Iterator):
             list(answer)
@@ -60,7 +60,7 @@ def refusal(function: Any, *arguments: Any) -> str:
 def refusals(store: minio.Minio, bucket: str) -> dict[str, str]:
     """What a key is answered to everything that there is to do with a bucket."""
     return {
-        "list": refusal(store.list_objects, bucket),
+        "list": refusal(store.list_objects, bucket, recursive=True),
         "get": refusal(store.get_object, bucket, "there"),
         "put": refusal(put, store, bucket, "new"),
         "overwrite": refusal(put, store, bucket, "there"),
@@ -97,8 +97,7 @@ def test_mlflows_key_reaches_its_bucket_and_nothing_else(
     store.remove_object("mlflow", "new")
     for bucket in (other_bucket, "mlflow-backups", "no-such-bucket"):
         assert set(refusals(store, bucket).values()) == {"AccessDenied"}, bucket
-    # Of the buckets there are, MinIO shows a key those that it can list, where others refuse the question.
-    assert [bucket.name for bucket in store.list_buckets()] == ["mlflow"]
+    assert refusal(store.list_buckets) == "AccessDenied"
     for function, arguments in (
         (store.make_bucket, ["made-by-mlflow"]),
         (store.remove_bucket, ["mlflow"]),
@@ -177,10 +176,13 @@ def test_a_changed_secret_is_applied_and_the_old_one_is_refused_at_once(cluster:
             assert would["changes"] == done["changes"]
             assert (again["changed"], again["changes"]) == (False, [])
             assert json.dumps(new)[1:-1] not in json.dumps([would, done])
-            assert refusal(s3(ENVIRONMENT, "rotated", new).list_objects, "rotated") == ""
+            assert refusal(s3(ENVIRONMENT, "rotated", new).list_objects, "rotated", recursive=True) == ""
             if old:
                 assert done["changes"] == ["set the secret key of access key rotated"]
-                assert refusal(s3(ENVIRONMENT, "rotated", old).list_objects, "rotated") == "SignatureDoesNotMatch"
+                assert (
+                    refusal(s3(ENVIRONMENT, "rotated", old).list_objects, "rotated", recursive=True)
+                    == "SignatureDoesNotMatch"
+                )
     finally:
         administration = minio.MinioAdmin(
             endpoint=f"localhost:{MINIO_NODE_PORTS[ENVIRONMENT]}",
