@@ -9,8 +9,8 @@ import json
 BUCKET_ACTIONS = ["s3:GetBucketVersioning", "s3:ListBucket"]
 # Who may delete an object may delete its older versions too, at MinIO, unless that is forbidden in so many words.
 DENIED_ACTIONS = ["s3:DeleteObjectVersion"]
-# MinIO shows the names of the buckets to whoever may list one of them at its root, as a browser does. MLflow lists below
-# an experiment's prefix; a listing of everything has no delimiter.
+# MinIO shows the names of the buckets to whoever may list one of them at its root, as a browser does. MLflow lists
+# below an experiment's prefix; a listing of everything has no delimiter.
 ROOT_LISTING = {"StringEquals": {"s3:delimiter": ["/"], "s3:prefix": [""]}}
 OBJECT_ACTIONS = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
 

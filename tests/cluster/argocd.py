@@ -94,7 +94,7 @@ class ArgoCD:
             kinds = [item for file in files for item in yaml.safe_load_all(file.read_text())]
             apply([item for item in kinds if item and item["kind"] == "CustomResourceDefinition"])
         labels = {"app.kubernetes.io/part-of": "argocd"}
-        key = {"stringData": {"server.secretkey": random.token_urlsafe(32)}}
+        key = {"server.secretkey": random.token_urlsafe(32)}
         known = {"namespace": NAMESPACE, "labels": labels}
         apply(
             [
@@ -141,6 +141,8 @@ class ArgoCD:
         binary = built("argocd") / "argocd"
         environment = {
             "KUBECONFIG": KUBECONFIG,
+            # What Argo CD calls its own cluster is the one of this kubeconfig.
+            "ARGOCD_FAKE_IN_CLUSTER": "true",
             "ARGOCD_GPG_ENABLED": "false",
             "ARGOCD_TLS_DATA_PATH": str(folders["tls"]),
             "ARGOCD_SSH_DATA_PATH": str(folders["ssh"]),
@@ -239,8 +241,8 @@ class ArgoCD:
 
     def set_up(self, environment: str) -> None:
         """What an administrator does once: apply Argo CD's own objects of an environment."""
-        files = sorted((self.tree / "argocd" / environment).glob("*.yaml"))
-        assert len(files) == 2
+        kinds = ("appproject", "applicationset")
+        files = [self.tree / "argocd" / environment / f"{kind}-mlflow-{environment}.yaml" for kind in kinds]
         apply([yaml.safe_load(file.read_text()) for file in files])
 
     def refresh_set(self, environment: str) -> None:
@@ -281,6 +283,8 @@ class ArgoCD:
             )
             if synced and of_commit and status["health"]["status"] == "Healthy":
                 return found
+            wrong = [entry["message"] for entry in status.get("conditions", []) if entry["type"] == "InvalidSpecError"]
+            assert not wrong, wrong
             failed = of_commit and operation.get("phase") in ("Failed", "Error")
             assert not failed, json.dumps(operation, indent=1)[-6000:]
             assert time.monotonic() < end, json.dumps(status, indent=1)[-8000:]

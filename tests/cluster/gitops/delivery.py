@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import urllib3
 from argocd import ArgoCD
-from conftest import Run, apply, play, request
+from conftest import ROOT, Run, apply, play, request
 from openbao import Bao
+
+# How an older release is made, filled and read is the same as for upgrades by Ansible.
+sys.path.insert(0, str(ROOT / "tests/cluster/upgrade"))
 
 OLD, NEW = "localhost/mlflow:3.16.0", "localhost/mlflow:3.17.2"
 STORE = {"kind": "ClusterSecretStore", "name": "vault"}
@@ -39,7 +43,7 @@ class Delivery:
         self.bao = Bao(folder / "bao")
         # What differs from the inventories, for both of them.
         self.variables = {
-            "mlflow_environment_image": {"dev": OLD, "stg": NEW},
+            "mlflow_environment_image": {"dev": NEW, "stg": NEW},
             "mlflow_server_replicas": {"dev": 1, "stg": 2},
             "mlflow_server_auth_cache_seconds": {"dev": 60, "stg": 60},
         }
@@ -94,6 +98,13 @@ class Delivery:
             **more,
         }
         return play(playbook, *environments, args=("-e", json.dumps(settings), *args))
+
+    def prepare(self, environment: str) -> None:
+        """The databases, the bucket and the Secrets, as Ansible alone makes them."""
+        more = {"mlflow_environment_delivery": "push", "mlflow_environment_external_secrets_store": {}}
+        args = ("--tags", "mlflow_database,mlflow_object_store")
+        run = self.run("playbooks/deploy.yml", environment, args=args, **more)
+        assert run.status == 0, run.output
 
     def deliver(self, environment: str, **variables: object) -> str:
         """Put variables into an environment's inventory, render, commit and push; the commit."""
