@@ -149,6 +149,8 @@ class ArgoCD:
             "ARGOCD_GNUPGHOME": str(folders["gnupg"]),
             "ARGOCD_RECONCILIATION_TIMEOUT": "5s",
             "ARGOCD_RECONCILIATION_JITTER": "0s",
+            # Else it says for minutes nothing of a repository that it cannot read.
+            "ARGOCD_REPO_ERROR_GRACE_PERIOD_SECONDS": "1s",
             "ARGOCD_REPO_SERVER_LISTEN_ADDRESS": "127.0.0.1",
             "TMPDIR": str(folders["tmp"]),
             "HOME": str(self.folder),
@@ -269,19 +271,20 @@ class ArgoCD:
         return self.application(environment).get("status", {}).get("operationState", {})
 
     def wait_for(self, environment: str, commit: str, seconds: int = 240) -> dict[str, Any]:
-        """Wait until a commit is Synced and Healthy; if its sync failed, show what it says. The Application."""
+        """Wait until a commit is Synced and Healthy; if its sync failed, show what it says. The Application.
+
+        A commit that says what is there already has no sync of its own.
+        """
         end = time.monotonic() + seconds
         while True:
             found = self.application(environment)
             status = found.get("status", {})
             sync, operation = status.get("sync", {}), status.get("operationState", {})
             of_commit = operation.get("syncResult", {}).get("revision") == commit
-            synced = (sync.get("status"), sync.get("revision"), operation.get("phase")) == (
-                "Synced",
-                commit,
-                "Succeeded",
-            )
-            if synced and of_commit and status["health"]["status"] == "Healthy":
+            phase = operation.get("phase")
+            done = phase == "Succeeded" or (phase != "Running" and not of_commit)
+            synced = (sync.get("status"), sync.get("revision")) == ("Synced", commit)
+            if synced and done and status["health"]["status"] == "Healthy":
                 return found
             wrong = [entry["message"] for entry in status.get("conditions", []) if entry["type"] == "InvalidSpecError"]
             assert not wrong, wrong

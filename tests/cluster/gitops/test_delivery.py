@@ -126,22 +126,6 @@ def test_a_change_of_one_variable_is_one_commit_one_sync_and_no_failed_request(
     assert cluster.apps.read_namespaced_deployment("mlflow-stg", "mlflow-stg").metadata.generation == rollouts + 1
 
 
-def test_a_commit_back_fails_the_sync_with_the_program_s_words_and_the_pods_serve_on(
-    delivery: Delivery, cluster: Cluster
-) -> None:
-    with user("dev") as answers:
-        commit = delivery.deliver("dev", mlflow_environment_image=OLD)
-        operation = delivery.argo.wait_for_failure("dev", commit)
-        run = delivery.run("site.yml", "dev", args=("--tags", "mlflow_gitops"))
-    told = [item["message"] for item in operation["syncResult"]["resources"] if item["kind"] == "Pod"]
-    assert "newer than MLflow 3.16.0" in told[0], told
-    assert run.status != 0
-    assert told[0][:60] in " ".join(run.output.split())
-    assert set(answers) == {200}, answers
-    assert image(cluster, "dev") == NEW
-    delivery.argo.wait_for("dev", delivery.deliver("dev", mlflow_environment_image=NEW))
-
-
 def change_by_hand(cluster: Cluster, environment: str, seconds: int) -> None:
     """What somebody does at three in the morning."""
     name = f"mlflow-{environment}"
@@ -169,6 +153,22 @@ def test_a_change_by_hand_is_healed_in_dev_and_reported_elsewhere(delivery: Deli
     assert deadline(cluster, "stg") == 299
     change_by_hand(cluster, "stg", 300)
     wait_until(lambda: sync() == "Synced", 60, "stg is as it was")
+
+
+def test_a_commit_back_fails_the_sync_with_the_program_s_words_and_the_pods_serve_on(
+    delivery: Delivery, cluster: Cluster
+) -> None:
+    with user("dev") as answers:
+        commit = delivery.deliver("dev", mlflow_environment_image=OLD)
+        operation = delivery.argo.wait_for_failure("dev", commit)
+        run = delivery.run("site.yml", "dev", args=("--tags", "mlflow_gitops"))
+    told = [item["message"] for item in operation["syncResult"]["resources"] if item["kind"] == "Pod"]
+    assert "newer than MLflow 3.16.0" in told[0], told
+    assert run.status != 0
+    assert told[0][:60] in " ".join(run.output.split())
+    assert set(answers) == {200}, answers
+    assert image(cluster, "dev") == NEW
+    delivery.argo.wait_for("dev", delivery.deliver("dev", mlflow_environment_image=NEW))
 
 
 def test_an_environment_that_goes_from_git_stays_in_the_cluster(delivery: Delivery, cluster: Cluster) -> None:
