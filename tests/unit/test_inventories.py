@@ -68,3 +68,20 @@ def test_on_the_embedded_cluster_an_inventorys_own_cluster_is_never_used(tmp_pat
     found = variables("mlflow-prod", prod, embedded)
     assert found["mlflow_environment_kubeconfig"] == "/var/lib/ansible-mlflow/kubeconfig"
     assert found["mlflow_environment_context"] == ""
+
+
+@pytest.mark.parametrize("order", [("stg", "prod"), ("prod", "stg"), ("prod", "stg", "embedded")])
+def test_an_environments_own_value_beats_a_shared_one_in_a_run_of_several(
+    tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    shutil.copytree(ROOT / "inventories", tmp_path / "inventories", symlinks=True)
+    for environment in ("stg", "prod"):
+        own = tmp_path / f"inventories/{environment}/group_vars/{environment}/own.yml"
+        own.write_text(f"mlflow_environment_namespace: own-{environment}\n")
+    inventories = [tmp_path / "inventories" / name for name in order]
+    for environment in ("stg", "prod"):
+        found = variables(f"mlflow-{environment}", *inventories)
+        assert found["mlflow_environment_namespace"] == f"own-{environment}"
+        assert found["mlflow_environment_kubeconfig"] == (
+            "/var/lib/ansible-mlflow/kubeconfig" if "embedded" in order else ""
+        )
