@@ -35,6 +35,11 @@ def refusal(error: ClientError, bucket: str, endpoint: str, key: str) -> str:
             f"there is no bucket {bucket} at {endpoint}, and access key {key} may not make it: run site.yml, which has "
             f"the administrator's key, or let an administrator make it"
         )
+    if error.operation_name == "HeadBucket" and code_of(error) == "403":
+        return (
+            f"access key {key} may not see bucket {bucket} at {endpoint}: it is somebody else's, or the key is another "
+            f"environment's; run site.yml, which has the administrator's key"
+        )
     return f"{error.operation_name} of bucket {bucket} at {endpoint} with access key {key} failed: {code_of(error)}"
 
 

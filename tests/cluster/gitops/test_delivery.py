@@ -193,7 +193,7 @@ def test_an_environment_that_goes_from_git_stays_in_the_cluster(delivery: Delive
     ("administrator", "bucket", "status", "told"),
     [
         (False, "mlflow", 0, "bucket mlflow is there"),
-        (False, "another", 1, "access key mlflow-dev may not make it"),
+        (False, "another", 1, "access key mlflow-dev may not see bucket another"),
         (True, "another", 0, "made bucket another"),
     ],
 )
