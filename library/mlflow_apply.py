@@ -18,7 +18,9 @@ options:
     elements: dict
     default: []
   removed:
-    description: Objects that must not be there, each by its C(apiVersion), C(kind) and C(metadata).
+    description:
+      - Objects that must not be there, each by its C(apiVersion), C(kind) and C(metadata).
+      - One without this project's label C(app.kubernetes.io/managed-by) is somebody else's, and is left.
     type: list
     elements: dict
     default: []

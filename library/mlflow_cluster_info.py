@@ -66,6 +66,11 @@ options:
         description: Name of the Service that has or will have the port.
         type: str
         required: true
+  kinds:
+    description: Kinds that the cluster has to know, each C(<apiVersion>/<kind>).
+    type: list
+    elements: str
+    default: []
   network:
     description: What NetworkPolicies need to know.
     type: dict
@@ -122,11 +127,6 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-server:
-  description: URL of the API server.
-  returned: success
-  type: str
-  sample: https://10.250.0.1:6443
 server_version:
   description: Version of the API server.
   returned: success
@@ -159,10 +159,11 @@ network:
       rule that leads there; C(pod_cidrs), each node's range of pod addresses; C(policies), the names of the policies.
   returned: when O(network) is given
   type: dict
-node_ports_checked:
-  description: False when the user may not list the Services of all namespaces, so that only the range was checked.
+absent_kinds:
+  description: Those of O(kinds) that the cluster does not know.
   returned: success
-  type: bool
+  type: list
+  elements: str
 """
 
 from ansible.module_utils.ansible_mlflow import cluster_info
@@ -194,6 +195,7 @@ ARGUMENTS = {
             "service": {"type": "str", "required": True},
         },
     },
+    "kinds": {"type": "list", "elements": "str", "default": []},
     "network": {
         "type": "dict",
         "options": {
@@ -227,14 +229,13 @@ def look(module: AnsibleModule) -> dict:
     return {
         "changed": False,
         "network": network and read_network(cluster, params["namespace"], network["policies"], network["destinations"]),
-        "server": cluster.server,
         "server_version": version,
         "namespace_exists": exists,
         "secrets": secrets,
         "config_maps": cluster_info.read_config_maps(cluster, params["config_maps"]),
         "absent_secrets": absent,
         "other_environments": cluster_info.other_environments(cluster, environment) if environment else {},
-        "node_ports_checked": checked,
+        "absent_kinds": cluster_info.absent_kinds(cluster, params["kinds"]),
     }
 
 

@@ -11,6 +11,10 @@ from .kubernetes import FIELD_MANAGER, ApiError, Cluster
 SERVER_FIELDS = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid")
 
 
+# The label that every object of this project has, with the field manager's name.
+MANAGED_BY = "app.kubernetes.io/managed-by"
+
+
 @dataclass
 class Applied:
     """What applying did: sentences for people, and a diff for each object that changed."""
@@ -51,14 +55,20 @@ def apply_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applie
 def remove_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applied:
     """Remove the objects that are there, each named by its apiVersion, kind and metadata.
 
+    One that this project has not made is left, whoever gave it its name, and of a kind that the cluster does not know
+    there is none.
+
     :raises Error: an object that the API server does not let go, with its kind and name.
     """
     applied, paths = Applied(), Paths(cluster)
     for manifest in objects:
-        name, path = named(manifest), paths.of(manifest)
+        name = named(manifest)
+        if not paths.knows(manifest["apiVersion"], manifest["kind"]):
+            continue
+        path = paths.of(manifest)
         try:
             before = cluster.get(path)
-            if before is None:
+            if before is None or (before["metadata"].get("labels") or {}).get(MANAGED_BY) != FIELD_MANAGER:
                 continue
             if not check_mode:
                 cluster.delete(path, before["metadata"]["uid"])
@@ -118,17 +128,27 @@ class Paths:
             name, namespace = metadata["name"], metadata.get("namespace")
         except (KeyError, TypeError):
             raise Error("an object lacks apiVersion, kind or metadata.name") from None
-        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        if root not in self.resources:
-            found = (self.cluster.get(root) or {}).get("resources", [])
-            self.resources[root] = {entry["kind"]: entry for entry in found if "/" not in entry["name"]}
-        resource = self.resources[root].get(kind)
+        resource = self.knows(version, kind)
         if resource is None:
             raise Error(f"{kind} {name}: the cluster has no {kind} in {version}")
         if resource["namespaced"] and not namespace:
             raise Error(f"{kind} {name}: metadata.namespace is missing")
+        root = api_root(version)
         prefix = f"{root}/namespaces/{namespace}" if resource["namespaced"] else root
         return f"{prefix}/{resource['name']}/{name}"
+
+    def knows(self, version: str, kind: str) -> dict | None:
+        """What the API says of a kind, or None where the cluster does not know it."""
+        root = api_root(version)
+        if root not in self.resources:
+            found = (self.cluster.get(root) or {}).get("resources", [])
+            self.resources[root] = {entry["kind"]: entry for entry in found if "/" not in entry["name"]}
+        return self.resources[root].get(kind)
+
+
+def api_root(version: str) -> str:
+    """Where the API has the objects of an apiVersion."""
+    return f"/apis/{version}" if "/" in version else f"/api/{version}"
 
 
 def named(manifest: dict) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
+from .apply import Paths
 from .errors import Error
 from .kubernetes import ApiError, Cluster
 
@@ -81,6 +82,12 @@ def read_config_maps(cluster: Cluster, wanted: list[dict]) -> dict[str, dict]:
         path = f"/api/v1/namespaces/{entry['namespace']}/configmaps/{entry['name']}"
         found[f"{entry['namespace']}/{entry['name']}"] = (cluster.get(path) or {}).get("data") or {}
     return found
+
+
+def absent_kinds(cluster: Cluster, wanted: list[str]) -> list[str]:
+    """The kinds that the cluster does not know, each ``<apiVersion>/<kind>``."""
+    paths = Paths(cluster)
+    return [kind for kind in wanted if paths.knows(*kind.rsplit("/", 1)) is None]
 
 
 def decoded(data: dict) -> dict:

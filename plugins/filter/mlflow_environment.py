@@ -180,6 +180,21 @@ def is_endpoint(url: str) -> bool:
     )
 
 
+def kind_problems(wanted: list[dict[str, str]], absent: list[str]) -> list[str]:
+    """Say which variables ask for kinds of objects that the cluster does not know.
+
+    Args:
+        wanted: Each `kind`, as `<apiVersion>/<kind>`, and the `variable` that asks for it.
+        absent: Those that the cluster does not know.
+    """
+    return [
+        f"{entry['variable']} needs {entry['kind'].rsplit('/', 1)[1]} ({entry['kind'].rsplit('/', 1)[0]}), which the "
+        "cluster does not know; expected a cluster with its CustomResourceDefinition"
+        for entry in wanted
+        if entry["kind"] in absent
+    ]
+
+
 class FilterModule:
     """Ansible's list of the filters here."""
 
@@ -188,4 +203,5 @@ class FilterModule:
         return {
             "mlflow_environment_problems": environment_problems,
             "mlflow_environment_argument_problems": argument_problems,
+            "mlflow_environment_kind_problems": kind_problems,
         }

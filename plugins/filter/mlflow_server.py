@@ -94,6 +94,29 @@ def memory_megabytes(workers: int, *, job_execution: bool) -> int:
     return 512 + 384 * int(workers) + (1536 if job_execution else 0)
 
 
+def unwanted_objects(
+    kinds: list[dict[str, str]], wanted: list[dict[str, Any]], *, name: str, namespace: str
+) -> list[dict[str, Any]]:
+    """The objects that are not wanted of all those that some settings make, each by its name alone.
+
+    Args:
+        kinds: `apiVersion` and `kind` of each, and its `name` where that is not the usual one.
+        wanted: The objects that are wanted.
+        name: The usual name.
+        namespace: The namespace of all of them.
+    """
+    kept = {(item["kind"], item["metadata"]["name"]) for item in wanted}
+    return [
+        {
+            "apiVersion": kind["apiVersion"],
+            "kind": kind["kind"],
+            "metadata": {"name": kind.get("name", name), "namespace": namespace},
+        }
+        for kind in kinds
+        if (kind["kind"], kind.get("name", name)) not in kept
+    ]
+
+
 class FilterModule:
     """Ansible's list of the filters here."""
 
@@ -106,4 +129,5 @@ class FilterModule:
             "mlflow_variables_from": variables_from,
             "mlflow_allowed_hosts": allowed_hosts,
             "mlflow_memory_megabytes": memory_megabytes,
+            "mlflow_unwanted_objects": unwanted_objects,
         }

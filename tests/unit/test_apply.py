@@ -127,7 +127,9 @@ def test_a_manifest_that_is_none_is_refused(manifest: dict, message: str) -> Non
 
 
 def test_what_must_not_be_there_is_removed_once_and_a_dry_run_only_says_so() -> None:
-    cluster = FakeCluster(CONFIG)
+    labels = {"app.kubernetes.io/managed-by": "ansible-mlflow"}
+    ours = {**CONFIG, "metadata": {**CONFIG["metadata"], "labels": labels}}
+    cluster = FakeCluster(ours)
     dry = remove_all(cluster, [CONFIG, SECRET], check_mode=True)
     assert (dry.changes, cluster.writes) == (["removed ConfigMap config"], 0)
     applied = remove_all(cluster, [CONFIG, SECRET], check_mode=False)
@@ -135,6 +137,13 @@ def test_what_must_not_be_there_is_removed_once_and_a_dry_run_only_says_so() -> 
     assert applied.diffs[0]["before"]["data"] == CONFIG["data"]
     assert applied.diffs[0]["after"] == {}
     assert remove_all(cluster, [CONFIG, SECRET], check_mode=False).changes == []
+
+
+def test_what_somebody_else_has_made_is_left_and_an_unknown_kind_has_nothing_to_remove() -> None:
+    cluster = FakeCluster(CONFIG)
+    unknown = {"apiVersion": "v1", "kind": "Ingress", "metadata": CONFIG["metadata"]}
+    assert remove_all(cluster, [CONFIG, unknown], check_mode=False).changes == []
+    assert cluster.writes == 0
 
 
 def owned_by(*managers: str) -> dict:

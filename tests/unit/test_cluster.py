@@ -78,6 +78,13 @@ class FakeApi:
         return ""
 
 
+def test_kinds_that_the_cluster_does_not_know_are_named():
+    budgets = {"kind": "PodDisruptionBudget", "name": "poddisruptionbudgets", "namespaced": True}
+    api = FakeApi({"/apis/policy/v1": {"resources": [budgets]}})
+    wanted = ["policy/v1/PodDisruptionBudget", "policy/v1/Other", "route.openshift.io/v1/Route"]
+    assert cluster_info.absent_kinds(api, wanted) == wanted[1:]
+
+
 def test_secrets_are_decoded_and_the_absent_ones_named():
     data = {"password": base64.b64encode("pä$$".encode()).decode(), "blob": base64.b64encode(b"\xff\xfe").decode()}
     api = FakeApi({"/api/v1/namespaces/a/secrets/b": {"data": data}})

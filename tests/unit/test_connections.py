@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 DATABASES = ("tracking", "tracking", "auth", "tracking")
-DEFAULTS = yaml.safe_load((ROOT / "roles/mlflow_server/defaults/main.yml").read_text())
+DEFAULTS = yaml.safe_load((ROOT / "roles/mlflow_server/defaults/main/server.yml").read_text())
 
 
 def load(replicas: int = 1, workers: int = 2, pool: int = 2, overflow: int = 1, jobs: bool = False) -> Load:

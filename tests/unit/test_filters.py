@@ -366,3 +366,27 @@ def test_experiments_elsewhere_are_counted(roots: dict[str, int], accepted: list
     assert problem.startswith("mlflow_object_store_bucket is mlflow, and the artifacts of ")
     assert words in problem
     assert "mlflow_object_store_other_artifact_roots" in problem
+
+
+def test_a_kind_that_the_cluster_does_not_know_is_refused_with_the_variable_that_asks_for_it() -> None:
+    wanted = [
+        {"kind": "networking.k8s.io/v1/Ingress", "variable": "mlflow_server_exposure"},
+        {"kind": "monitoring.coreos.com/v1/ServiceMonitor", "variable": "mlflow_server_monitoring"},
+    ]
+    [problem] = environment.kind_problems(wanted, ["monitoring.coreos.com/v1/ServiceMonitor"])
+    assert problem.startswith("mlflow_server_monitoring needs ServiceMonitor (monitoring.coreos.com/v1)")
+    assert environment.kind_problems(wanted, []) == []
+
+
+def test_what_is_not_wanted_any_more_is_named_and_what_is_wanted_is_not() -> None:
+    kinds = [
+        {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress"},
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "mlflow-dashboard-dev"},
+        {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget"},
+    ]
+    wanted = [{"kind": "Ingress", "metadata": {"name": "mlflow-dev"}}]
+    found = server.unwanted_objects(kinds, wanted, name="mlflow-dev", namespace="ns")
+    assert [(item["kind"], item["metadata"]["name"]) for item in found] == [
+        ("ConfigMap", "mlflow-dashboard-dev"),
+        ("PodDisruptionBudget", "mlflow-dev"),
+    ]
