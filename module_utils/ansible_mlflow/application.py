@@ -10,6 +10,8 @@ from .errors import Error
 from .kubernetes import Cluster
 
 INTERVAL = 2
+# Seconds between two requests to look into the repository and the cluster.
+REFRESH_INTERVAL = 30
 # Seconds for which Argo CD may fail to read the repository or the cluster before that counts.
 COMPARISON_GRACE = 60
 REFRESH = "argocd.argoproj.io/refresh"
@@ -33,7 +35,7 @@ def wait(cluster: Cluster, namespace: str, name: str, revision: str, timeout: in
     :raises Error: there is no such Application, its sync has failed, or the time is over.
     """
     path = f"/apis/argoproj.io/v1alpha1/namespaces/{namespace}/applications/{name}"
-    start, asked = time.monotonic(), False
+    start, next_refresh = time.monotonic(), 0.0
     while True:
         found = cluster.get(path)
         if found is None:
@@ -49,11 +51,11 @@ def wait(cluster: Cluster, namespace: str, name: str, revision: str, timeout: in
             return verdict
         if passed > timeout:
             raise Error(f"Application {name} is not at commit {revision} after {timeout} s: {verdict.waiting}")
-        if not asked:
+        if passed >= next_refresh:
             # Argo CD looks into the repository every few minutes by itself.
             body = {"metadata": {"annotations": {REFRESH: "normal"}}}
             cluster.request("PATCH", path, json.dumps(body), content_type="application/merge-patch+json")
-            asked = True
+            next_refresh = passed + REFRESH_INTERVAL
         time.sleep(INTERVAL)
 
 
@@ -84,8 +86,11 @@ def judge(application: dict, revision: str, patient: bool = False) -> Verdict:
     ]
     if sync.get("status") == "OutOfSync":
         if is_of_revision and not (automated or {}).get("selfHeal"):
+            # What is from before the sync's end says nothing of what somebody has changed since.
+            if status.get("reconciledAt", "") <= operation.get("finishedAt", ""):
+                return Verdict(waiting="it has not compared the cluster since the sync")
             return Verdict(reached=True, drift=out)
-        if automated is None:
+        if automated is None or automated.get("enabled") is False:
             return Verdict(awaits_sync=True)
         return Verdict(waiting=f"OutOfSync: {', '.join(out)}")
     health = (status.get("health") or {}).get("status")

@@ -27,11 +27,14 @@ def seen(
     resources: tuple[dict, ...] = (HEALTHY,),
     results: tuple[dict, ...] = (),
     conditions: tuple[dict, ...] = (),
+    compared: str = "2026-11-26T14:00:01Z",
 ) -> dict[str, Any]:
     """An Application."""
     operation = {"phase": phase, "message": "some words", "syncResult": {"revision": of, "resources": list(results)}}
     status = {"sync": {"status": sync, "revision": at}, "health": {"status": health}, "resources": list(resources)}
+    operation["finishedAt"] = "2026-11-26T14:00:00Z"
     status |= {"conditions": list(conditions), **({"operationState": operation} if phase else {})}
+    status["reconciledAt"] = compared
     return {"spec": {"syncPolicy": {} if automated is None else {"automated": automated}}, "status": status}
 
 
@@ -52,8 +55,9 @@ HEALING, APPLYING = {"prune": True, "selfHeal": True}, {"prune": True}
         ),
         (seen("OutOfSync", of=OLD), Verdict(awaits_sync=True)),
         (seen("OutOfSync", phase=None), Verdict(awaits_sync=True)),
+        (seen("OutOfSync", of=OLD, automated={"enabled": False, "selfHeal": True}), Verdict(awaits_sync=True)),
     ],
-    ids=["there", "nothing to sync", "changed by hand", "changed by hand, automated", "manual", "manual, first"],
+    ids=["there", "nothing to sync", "by hand", "by hand, automated", "manual", "manual, first", "turned off"],
 )
 def test_what_ends_the_wait(found: dict, verdict: Verdict) -> None:
     assert judge(found, NEW) == verdict
@@ -65,6 +69,7 @@ def test_what_ends_the_wait(found: dict, verdict: Verdict) -> None:
         (seen(at=OLD, of=OLD), f"it is Synced at commit {OLD}"),
         (seen("OutOfSync", of=OLD, automated=APPLYING, resources=(OUT,)), "OutOfSync: Deployment mlflow-dev"),
         (seen("OutOfSync", automated=HEALING, resources=(OUT,)), "OutOfSync: Deployment mlflow-dev"),
+        (seen("OutOfSync", resources=(OUT,), compared="2026-11-26T14:00:00Z"), "not compared the cluster since"),
         (seen(phase="Running"), "a sync is running: some words"),
         (
             seen(health="Progressing", resources=({**DEPLOYMENT, "health": {"status": "Progressing"}},)),
@@ -72,7 +77,15 @@ def test_what_ends_the_wait(found: dict, verdict: Verdict) -> None:
         ),
         ({"metadata": {}}, "it is Unknown at commit none"),
     ],
-    ids=["another commit", "about to sync", "about to heal", "running", "not healthy yet", "new"],
+    ids=[
+        "another commit",
+        "about to sync",
+        "about to heal",
+        "compared before the sync's end",
+        "running",
+        "not healthy yet",
+        "new",
+    ],
 )
 def test_what_is_waited_for_is_told(found: dict, told: str) -> None:
     verdict = judge(found, NEW)

@@ -265,12 +265,23 @@ def test_why_an_upgrade_failed_and_whether_to_try_again(words, blockers, code, t
 
 
 @pytest.mark.parametrize("users", [["dave"], [f"u{number}" for number in range(12)]])
-def test_denials_that_cannot_be_kept_are_a_reason_to_refuse(monkeypatch, users):
-    monkeypatch.setattr(crossings.revisions, "can_deny", lambda: True)
+def test_what_becomes_of_denials_is_told(users):
     assert f"denials of {len(users)} user" in crossings.denial_words(users)
-    monkeypatch.setattr(crossings.revisions, "can_deny", lambda: False)
-    with pytest.raises(SchemaError, match=f"explicitly denied access .*{users[0]}.*upgrade to 3.17 or later"):
-        crossings.denial_words(users)
+    assert users[0] in crossings.denial_words(users)
+
+
+@pytest.mark.parametrize("version", ["2.22.4", "3.9.1", "3.16.0", "3.16.0rc1"])
+def test_an_image_whose_server_could_not_start_here_is_refused(monkeypatch, version):
+    monkeypatch.setattr(schema, "mlflow_version", lambda: version)
+    with pytest.raises(SchemaError, match=rf"MLflow {version} .*of MLflow 3\.17 or later \(mlflow_env") as caught:
+        schema.refuse_old_image()
+    assert caught.value.code == Exit.REFUSED
+
+
+@pytest.mark.parametrize("version", ["3.17.0", "3.17.2", "3.100.0", "4.0.0", "3.17.0rc0"])
+def test_other_images_are_taken(monkeypatch, version):
+    monkeypatch.setattr(schema, "mlflow_version", lambda: version)
+    schema.refuse_old_image()
 
 
 @pytest.mark.parametrize(

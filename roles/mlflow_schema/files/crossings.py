@@ -9,8 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import quote
 
-import history as revisions
-from problems import Exit, SchemaError, say
+from problems import say
 from stores import AUTH_VERSION_TABLE, FIRST_AUTH_REVISION, Store, connect, query
 
 TRACE_ANALYTICS = "75868b020152"
@@ -111,18 +110,8 @@ def denied_users(connection) -> list[str]:
 
 
 def denial_words(users: list[str]) -> str:
-    """What becomes of explicit denials.
-
-    :raises SchemaError: this MLflow cannot deny any more, or not yet again.
-    """
+    """What becomes of explicit denials."""
     shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
-    if not revisions.can_deny():
-        raise SchemaError(
-            Exit.REFUSED,
-            f"users are explicitly denied access ({shown}), which revision {PERMISSIONS_TO_ROLES} of MLflow 3.13 drops "
-            f"and MLflow {revisions.mlflow_version()} cannot express: upgrade to 3.17 or later, where they stay "
-            f"denied, or take these NO_PERMISSIONS away first; nothing was changed",
-        )
     return (
         f"note {PERMISSIONS_TO_ROLES}: MLflow drops the explicit denials of {len(users)} "
         f"user{'' if len(users) == 1 else 's'} ({shown}); they are kept, as DENY grants"
@@ -177,7 +166,7 @@ def after_upgrade(auth: Store, registry: Store, seconds: float) -> None:
             )
         connection.autocommit = False
         with connection:
-            denials = keep_denials(connection) if revisions.can_deny() else 0
+            denials = keep_denials(connection)
             grants = promote_prompts(connection, prompts)
             query(connection, "COMMENT ON TABLE users IS NULL")
     say(f"{auth.label}: kept {denials} denials, and turned {grants} grants on models into grants on prompts")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -111,12 +110,6 @@ def auth_version_table() -> str:
     environment = package() / "server/auth/db/migrations/env.py"
     own = environment.exists() and "alembic_version_auth" in environment.read_text("utf-8")
     return "alembic_version_auth" if own else "alembic_version"
-
-
-def can_deny() -> bool:
-    """Whether this MLflow has a permission that denies (since 3.17), which the old NO_PERMISSIONS became."""
-    permissions = package() / "server/auth/permissions.py"
-    return permissions.exists() and bool(re.search(r"^DENY\b", permissions.read_text("utf-8"), re.MULTILINE))
 
 
 @cache

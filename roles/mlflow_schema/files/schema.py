@@ -45,6 +45,9 @@ from problems import Exit, SchemaError, keep_reason, one_line, say, seconds_of
 from stores import AUTH_VERSION_TABLE, Store, connect, inspect, inspect_all, query, read_stores
 
 EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*[a-z]\w*: ")
+# The first release that takes its administrator's password from a Secret, and not from a file alone, and that can deny
+# an access again.
+OLDEST_SERVED = (3, 17)
 # MLflow as `python -m` would run it, but with Alembic's line for each revision, which newer releases do not print.
 LAUNCHER = (
     "import logging, runpy, sys; log = logging.getLogger('alembic.runtime.migration'); "
@@ -85,6 +88,7 @@ def plan(stores: list[Store], report: dict) -> None:
 def look_ahead(stores: list[Store], report: dict, seconds: float) -> None:
     """The work of :func:`plan`, while nobody upgrades."""
     inspect_all(stores)
+    refuse_old_image()
     remember(stores)
     report["plan"], report["prepare"], todo = [], False, False
     for store in stores:
@@ -98,6 +102,17 @@ def look_ahead(stores: list[Store], report: dict, seconds: float) -> None:
             refuse_what_would_fail(store, connection)
     # Also where there is nothing to back up: a pod whose containers run again has the list of before.
     ask_for_backup(stores, wanted=todo and not waived())
+
+
+def refuse_old_image() -> None:
+    """Refuse a release whose server could not start with what it is given here."""
+    version = mlflow_version()
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_SERVED:
+        raise SchemaError(
+            Exit.REFUSED,
+            f"MLflow {version} in the image takes its administrator's password from a file alone; expected an image "
+            f"of MLflow {'.'.join(map(str, OLDEST_SERVED))} or later (mlflow_environment_image); nothing was changed",
+        )
 
 
 def plan_words(store: Store, unfinished: bool) -> str:
