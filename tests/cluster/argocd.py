@@ -293,6 +293,13 @@ class ArgoCD:
             assert time.monotonic() < end, json.dumps(status, indent=1)[-8000:]
             time.sleep(0.5)
 
+    def sync(self, environment: str, commit: str) -> None:
+        """What `argocd app sync` or its web page does for a person."""
+        options = self.application(environment)["spec"]["syncPolicy"]["syncOptions"]
+        operation = {"initiatedBy": {"username": "somebody"}, "sync": {"revision": commit, "syncOptions": options}}
+        where = ("argoproj.io", "v1alpha1", NAMESPACE, "applications", f"mlflow-{environment}")
+        self.api.patch_namespaced_custom_object(*where, {"operation": operation})
+
     def wait_for_failure(self, environment: str, commit: str, seconds: int = 180) -> dict[str, Any]:
         """Wait until the sync of a commit has failed; what it says."""
 

@@ -46,6 +46,10 @@ class Delivery:
             "mlflow_environment_image": {"dev": NEW, "stg": NEW},
             "mlflow_server_replicas": {"dev": 1, "stg": 2},
             "mlflow_server_auth_cache_seconds": {"dev": 60, "stg": 60},
+            "mlflow_gitops_automated": {
+                "dev": {"prune": True, "selfHeal": True},
+                "stg": {"prune": True, "selfHeal": False},
+            },
         }
         try:
             self.argo = ArgoCD(folder)
@@ -86,7 +90,12 @@ class Delivery:
         settings = {
             name: f"{{{{ {json.dumps(values)}[mlflow_environment_name] }}}}" for name, values in self.variables.items()
         }
-        settings |= {
+        return play(playbook, *environments, args=("-e", json.dumps(settings | self.settings | more), *args))
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What both inventories say of the delivery."""
+        return {
             "mlflow_environment_delivery": "gitops",
             "mlflow_environment_secrets_source": "vault",
             "mlflow_environment_vault_address": self.bao.url,
@@ -95,9 +104,7 @@ class Delivery:
             "mlflow_gitops_repository_url": self.argo.url,
             "mlflow_gitops_until": "push",
             "mlflow_gitops_timeout": 240,
-            **more,
         }
-        return play(playbook, *environments, args=("-e", json.dumps(settings), *args))
 
     def prepare(self, environment: str) -> None:
         """The databases, the bucket and the Secrets, as Ansible alone makes them."""

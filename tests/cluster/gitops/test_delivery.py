@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import minio
 import pytest
 import urllib3
-from conftest import CLIENT, ROOT, Cluster, play, request, wait_until
+from conftest import CLIENT, ROOT, Cluster, ansible_environment, play, request, wait_until
 from delivery import NEW, OLD, Delivery, secrets, user
 
 # What the delivery has put on Python's path.
@@ -110,6 +111,15 @@ def test_what_argo_cd_has_applied_is_what_site_yml_would_apply(delivery: Deliver
     assert (run.status, run.changed) == (0, 0), run.output
 
 
+def test_a_dry_run_shows_what_would_be_committed_and_leaves_the_repository_alone(delivery: Delivery) -> None:
+    commit = delivery.argo.git("rev-parse", "HEAD")
+    args = ("--check", "--diff", "--skip-tags", "mlflow_verification")
+    run = delivery.run("site.yml", "stg", args=args, mlflow_server_auth_cache_seconds=61)
+    assert run.status == 0, run.output
+    assert "+    auth_cache_ttl_seconds = 61" in run.output, run.output
+    assert (delivery.argo.git("rev-parse", "HEAD"), delivery.argo.git("status", "--porcelain")) == (commit, "")
+
+
 def test_a_change_of_one_variable_is_one_commit_one_sync_and_no_failed_request(
     delivery: Delivery, cluster: Cluster
 ) -> None:
@@ -142,6 +152,11 @@ def test_a_change_by_hand_is_healed_in_dev_and_reported_elsewhere(delivery: Deli
         assert deadline(cluster, environment) == 300
         change_by_hand(cluster, environment, 299)
     wait_until(lambda: deadline(cluster, "dev") == 300, 60, "dev is healed")
+    check_that_a_change_is_reported(delivery, cluster)
+
+
+def check_that_a_change_is_reported(delivery: Delivery, cluster: Cluster) -> None:
+    """A run tells of what somebody has changed in stg, and leaves it; then it is as it was."""
 
     def sync() -> str:
         return delivery.argo.application("stg")["status"]["sync"]["status"]
@@ -153,6 +168,43 @@ def test_a_change_by_hand_is_healed_in_dev_and_reported_elsewhere(delivery: Deli
     assert deadline(cluster, "stg") == 299
     change_by_hand(cluster, "stg", 300)
     wait_until(lambda: sync() == "Synced", 60, "stg is as it was")
+
+
+def test_where_a_person_syncs_a_run_waits_for_that_and_reports_changes_by_hand(
+    delivery: Delivery, cluster: Cluster
+) -> None:
+    delivery.deliver("stg", mlflow_gitops_automated={})
+    delivery.argo.set_up("stg")
+    policy = lambda: delivery.argo.application("stg")["spec"]["syncPolicy"]  # noqa: E731
+    wait_until(lambda: "automated" not in policy(), 60, "a person syncs stg from now on")
+    commit = delivery.deliver("stg", mlflow_server_auth_cache_seconds=62)
+    run = delivery.run("site.yml", "stg")
+    assert (run.status, "argocd app sync mlflow-stg" in " ".join(run.output.split())) == (2, True), run.output
+    delivery.argo.sync("stg", commit)
+    delivery.argo.wait_for("stg", commit)
+    change_by_hand(cluster, "stg", 299)
+    check_that_a_change_is_reported(delivery, cluster)
+
+
+def test_what_runs_is_promoted_to_another_environment_and_rendered_for_it(delivery: Delivery, tmp_path: Path) -> None:
+    inventories = Path(shutil.copytree(ROOT / "inventories", tmp_path / "inventories", symlinks=True))
+    own = {"mlflow_server_replicas": 2, "mlflow_gitops_automated": {}}
+    (inventories / "stg/group_vars/stg/more.yml").write_text(json.dumps(own))
+    settings = delivery.settings | {"mlflow_promotion_from": "dev", "mlflow_promotion_to": "stg"}
+    names = [f"--inventory={inventories / name}" for name in ("dev", "stg", "embedded")]
+    done = subprocess.run(
+        ["ansible-playbook", "playbooks/promote.yml", *names, "-e", json.dumps(settings)],
+        cwd=ROOT,
+        env=ansible_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "auth_cache_seconds: 60" in (inventories / "stg/group_vars/stg/promoted.yml").read_text()
+    changes = delivery.argo.git("show", "--format=", "--unified=0", "--", "environments/stg").splitlines()
+    assert [line.split()[-1] for line in changes if "auth_cache_ttl_seconds" in line] == ["62", "60"], changes
 
 
 def test_a_commit_back_fails_the_sync_with_the_program_s_words_and_the_pods_serve_on(
@@ -189,27 +241,49 @@ def test_an_environment_that_goes_from_git_stays_in_the_cluster(delivery: Delive
     assert serves("stg")
 
 
+def let_look(admin: dict[str, str], access_key: str, secret_key: str) -> None:
+    """A user of dev's MinIO who may see which buckets there are, and nothing more."""
+    credentials = minio.credentials.StaticProvider(admin["access_key"], admin["secret_key"])
+    store = minio.MinioAdmin(endpoint="localhost:30902", credentials=credentials, secure=False)
+    statement = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": ["arn:aws:s3:::*"]}
+    store.user_add(access_key=access_key, secret_key=secret_key)
+    store.policy_add(policy_name="looking", policy={"Version": "2012-10-17", "Statement": [statement]})
+    store.policy_set(policy_name="looking", user=access_key)
+
+
 @pytest.mark.parametrize(
-    ("administrator", "bucket", "status", "told"),
+    ("key", "bucket", "status", "told"),
     [
-        (False, "mlflow", 0, "bucket mlflow is there"),
-        (False, "another", 1, "access key mlflow-dev may not see bucket another"),
-        (True, "another", 0, "made bucket another"),
+        ("own", "mlflow", 0, "bucket mlflow is there"),
+        ("own", "another", 1, "access key mlflow-dev may not see bucket another"),
+        (
+            "looking",
+            "another",
+            1,
+            "there is no bucket another at http://localhost:30902, and access key looking may not",
+        ),
+        ("admin", "another", 0, "made bucket another"),
     ],
 )
 def test_a_missing_bucket_is_made_where_the_key_may(
-    delivery: Delivery, cluster: Cluster, administrator: bool, bucket: str, status: int, told: str
+    delivery: Delivery, cluster: Cluster, key: str, bucket: str, status: int, told: str
 ) -> None:
-    kept = cluster.secrets("dev")
-    admin = cluster.secret("pgsql", "minio-dev-admin")
+    kept, admin = cluster.secrets("dev"), cluster.secret("pgsql", "minio-dev-admin")
+    keys = {
+        "own": (kept["AWS_ACCESS_KEY_ID"], kept["AWS_SECRET_ACCESS_KEY"]),
+        "admin": (admin["access_key"], admin["secret_key"]),
+        "looking": ("looking", "may-look-and-not-make-1"),
+    }
+    if key == "looking":
+        let_look(admin, *keys[key])
     done = subprocess.run(
         [CLIENT, ROOT / "roles/mlflow_gitops/files/ensure_bucket.py"],
         env={
             "MLFLOW_BUCKET": bucket,
             "MLFLOW_S3_ENDPOINT_URL": "http://localhost:30902",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": admin["access_key"] if administrator else kept["AWS_ACCESS_KEY_ID"],
-            "AWS_SECRET_ACCESS_KEY": admin["secret_key"] if administrator else kept["AWS_SECRET_ACCESS_KEY"],
+            "AWS_ACCESS_KEY_ID": keys[key][0],
+            "AWS_SECRET_ACCESS_KEY": keys[key][1],
         },
         capture_output=True,
         text=True,
