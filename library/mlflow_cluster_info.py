@@ -85,6 +85,9 @@ options:
         elements: dict
         default: []
         suboptions:
+          otherwise:
+            description: Where there is no such Service, the name of another one.
+            type: str
           host:
             description: A Service's name, C(<name>.<namespace>.svc[.<domain>]), or any other host.
             type: str
@@ -132,6 +135,10 @@ server_version:
   returned: success
   type: str
   sample: v1.36.3
+platform:
+  description: C(openshift) or C(kubernetes), by the groups of its API.
+  returned: success
+  type: str
 namespace_exists:
   description: Whether the namespace exists.
   returned: success
@@ -172,40 +179,32 @@ from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS,
 from ansible.module_utils.ansible_mlflow.network import read_network
 from ansible.module_utils.basic import AnsibleModule
 
-OBJECT = {"namespace": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
+TEXT = {"type": "str", "required": True}
+OBJECT = {"namespace": TEXT, "name": TEXT}
 ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
-    "namespace": {"type": "str", "required": True},
-    "secrets": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "no_log": False,
-        "options": OBJECT,
-    },
+    "namespace": TEXT,
+    "secrets": {"type": "list", "elements": "dict", "default": [], "no_log": False, "options": OBJECT},
     "compare_with_others": {"type": "str"},
     "config_maps": {"type": "list", "elements": "dict", "default": [], "options": OBJECT},
     "node_ports": {
         "type": "list",
         "elements": "dict",
         "default": [],
-        "options": {
-            "port": {"type": "int", "required": True},
-            "namespace": {"type": "str", "required": True},
-            "service": {"type": "str", "required": True},
-        },
+        "options": {"port": {"type": "int", "required": True}, "namespace": TEXT, "service": TEXT},
     },
     "kinds": {"type": "list", "elements": "str", "default": []},
     "network": {
         "type": "dict",
         "options": {
-            "policies": {"type": "str", "required": True},
+            "policies": TEXT,
             "destinations": {
                 "type": "list",
                 "elements": "dict",
                 "default": [],
                 "options": {
-                    "host": {"type": "str", "required": True},
+                    "host": TEXT,
+                    "otherwise": {"type": "str"},
                     "port": {"type": "int", "required": True},
                     "protocols": {"type": "list", "elements": "str", "required": True},
                 },
@@ -230,6 +229,7 @@ def look(module: AnsibleModule) -> dict:
         "changed": False,
         "network": network and read_network(cluster, params["namespace"], network["policies"], network["destinations"]),
         "server_version": version,
+        "platform": cluster_info.platform(cluster),
         "namespace_exists": exists,
         "secrets": secrets,
         "config_maps": cluster_info.read_config_maps(cluster, params["config_maps"]),

@@ -10,6 +10,7 @@ from .errors import Error
 from .kubernetes import ApiError, Cluster
 
 NODE_PORTS = range(30000, 32768)
+OPENSHIFT_GROUP = "security.openshift.io"
 # The namespaces of this project, and the Secrets that each environment has.
 OURS = "app.kubernetes.io/managed-by=ansible-mlflow"
 SECRETS = ("mlflow-secrets", "mlflow-maintenance", "mlflow-users")
@@ -21,6 +22,12 @@ def server_version(cluster: Cluster) -> str:
     if not version:
         raise Error(f"{cluster.server} answers, but is no Kubernetes API server ({cluster.described})")
     return version
+
+
+def platform(cluster: Cluster) -> str:
+    """``openshift`` where the API has the group of OpenShift's security context constraints, else ``kubernetes``."""
+    groups = (cluster.get("/apis") or {}).get("groups") or []
+    return "openshift" if any(group["name"] == OPENSHIFT_GROUP for group in groups) else "kubernetes"
 
 
 def namespace_exists(cluster: Cluster, name: str) -> bool:

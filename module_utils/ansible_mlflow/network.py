@@ -45,9 +45,10 @@ def read_pod_cidrs(cluster: Cluster) -> list[str]:
     return sorted(ranges)
 
 
-def read_way(cluster: Cluster, host: str, port: int, protocols: list[str]) -> dict:
+def read_way(cluster: Cluster, host: str, port: int, protocols: list[str], otherwise: str | None = None) -> dict:
     """Where a connection to ``host:port`` ends, as a policy sees it: behind the Service, at the pods' own port.
 
+    :param otherwise: another Service's name, for a cluster that has that one.
     :returns: ``host``, ``to`` (peers of a policy's rule; None for a host that is not in the cluster) and ``ports``.
     :raises Error: there is no such Service, or it has no such port.
     """
@@ -58,6 +59,8 @@ def read_way(cluster: Cluster, host: str, port: int, protocols: list[str]) -> di
     namespace, name = named
     service = cluster.get(f"/api/v1/namespaces/{namespace}/services/{name}")
     if service is None:
+        if otherwise and cluster.get("/api/v1/namespaces/{}/services/{}".format(*service_of(otherwise))):
+            return read_way(cluster, otherwise, port, protocols)
         raise Error(f"there is no Service {name} in namespace {namespace} of {cluster.server}, which {host} names")
     if service["spec"].get("type") == "ExternalName":
         return {**outside, "host": service["spec"]["externalName"]}

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SERVER_PORT = {"protocol": "TCP", "port": 5000}
+OPENSHIFT_DNS = "dns-default.openshift-dns.svc"
 INSTANCE = "app.kubernetes.io/instance"
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
 
@@ -20,7 +21,7 @@ def destinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
         settings: `dns_service`, `database_host`, `database_port` and `endpoints`, the object stores' URLs.
     """
     result = [
-        {"host": settings["dns_service"], "port": 53, "protocols": ["UDP", "TCP"]},
+        {"host": settings["dns_service"], "otherwise": OPENSHIFT_DNS, "port": 53, "protocols": ["UDP", "TCP"]},
         {"host": settings["database_host"], "port": int(settings["database_port"]), "protocols": ["TCP"]},
     ]
     for endpoint in dict.fromkeys(settings["endpoints"]):

@@ -85,6 +85,13 @@ def test_kinds_that_the_cluster_does_not_know_are_named():
     assert cluster_info.absent_kinds(api, wanted) == wanted[1:]
 
 
+def test_openshift_is_known_by_a_group_of_its_api():
+    groups = [{"name": "apps"}, {"name": "route.openshift.io"}]
+    assert cluster_info.platform(FakeApi({"/apis": {"groups": groups}})) == "kubernetes"
+    groups.append({"name": "security.openshift.io"})
+    assert cluster_info.platform(FakeApi({"/apis": {"groups": groups}})) == "openshift"
+
+
 def test_secrets_are_decoded_and_the_absent_ones_named():
     data = {"password": base64.b64encode("pä$$".encode()).decode(), "blob": base64.b64encode(b"\xff\xfe").decode()}
     api = FakeApi({"/api/v1/namespaces/a/secrets/b": {"data": data}})

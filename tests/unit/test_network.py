@@ -115,6 +115,20 @@ def test_without_policies_the_cluster_is_asked_for_old_ones_alone() -> None:
     assert read_network(api, "mlflow-dev", "a=b", []) == {"ways": [], "pod_cidrs": [], "policies": ["mlflow-dev"]}
 
 
+def test_where_the_name_servers_service_is_not_there_openshifts_is_taken() -> None:
+    ports = [{"port": 53, "protocol": "UDP", "targetPort": "dns"}]
+    service = {"metadata": {"namespace": "openshift-dns", "name": "dns-default"}, "spec": {"ports": ports}}
+    service["spec"]["selector"] = {"dns": "default"}
+    [asked] = network.destinations(
+        {"dns_service": "kube-dns.kube-system.svc", "database_host": "db", "database_port": 5432, "endpoints": []}
+    )[:1]
+    api = FakeApi({"/api/v1/namespaces/openshift-dns/services/dns-default": service})
+    found = read_way(api, **{**asked, "protocols": ["UDP"]})
+    assert (found["host"], found["ports"]) == (asked["otherwise"], [{"protocol": "UDP", "port": "dns"}])
+    with pytest.raises(Error, match="there is no Service kube-dns in namespace kube-system"):
+        read_way(FakeApi({}), **asked)
+
+
 def test_destinations_are_what_the_settings_name_each_store_once() -> None:
     settings = {"dns_service": "dns", "database_host": "db", "database_port": "5434"}
     found = network.destinations({**settings, "endpoints": ["http://s3:9000", "http://s3:9000", "https://backups"]})
