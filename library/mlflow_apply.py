@@ -9,6 +9,8 @@ module: mlflow_apply
 short_description: Apply a list of Kubernetes objects and show what changed
 description:
   - Applies objects in their order, on the server's side, as the field manager C(ansible-mlflow).
+  - A Deployment that a HorizontalPodAutoscaler of the same list scales keeps the replicas that it has, as long as they
+    are not fewer than the least.
   - M(kubernetes.core.k8s) does so too, but shows no diff of a list, fails a dry run in a namespace that is not there
     yet, shows the values of Secrets in a diff, and takes a second longer.
 options:
@@ -19,7 +21,8 @@ options:
     default: []
   removed:
     description:
-      - Objects that must not be there, each by its C(apiVersion), C(kind) and C(metadata).
+      - Objects that must not be there, each by its C(apiVersion), C(kind) and C(metadata). They are removed before
+        others are applied, so that no autoscaler changes what is applied without it.
       - One without this project's label C(app.kubernetes.io/managed-by) is somebody else's, and is left.
     type: list
     elements: dict
@@ -94,13 +97,13 @@ ARGUMENTS = {
 def apply(module: AnsibleModule) -> dict:
     params = module.params
     cluster = Cluster(params["kubeconfig"], params["context"])
-    applied = apply_all(cluster, params["objects"], module.check_mode)
     removed = remove_all(cluster, params["removed"], module.check_mode)
+    applied = apply_all(cluster, params["objects"], module.check_mode)
     released = release_all(cluster, params["released"], module.check_mode)
-    changes = applied.changes + removed.changes + released
+    changes = removed.changes + applied.changes + released
     result = {"changed": bool(changes), "changes": changes}
     if module._diff:
-        result["diff"] = applied.diffs + removed.diffs
+        result["diff"] = removed.diffs + applied.diffs
     return result
 
 

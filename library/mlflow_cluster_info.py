@@ -71,6 +71,9 @@ options:
     type: list
     elements: str
     default: []
+  priority_class:
+    description: A PriorityClass that the cluster has to have; one that the user may not read is believed.
+    type: str
   network:
     description: What NetworkPolicies need to know.
     type: dict
@@ -180,7 +183,9 @@ from ansible.module_utils.ansible_mlflow.network import read_network
 from ansible.module_utils.basic import AnsibleModule
 
 TEXT = {"type": "str", "required": True}
+PORT = {"type": "int", "required": True}
 OBJECT = {"namespace": TEXT, "name": TEXT}
+WAY = {"host": TEXT, "port": PORT, "protocols": {"type": "list", "elements": "str", "required": True}}
 ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
     "namespace": TEXT,
@@ -191,9 +196,10 @@ ARGUMENTS = {
         "type": "list",
         "elements": "dict",
         "default": [],
-        "options": {"port": {"type": "int", "required": True}, "namespace": TEXT, "service": TEXT},
+        "options": {"port": PORT, "namespace": TEXT, "service": TEXT},
     },
     "kinds": {"type": "list", "elements": "str", "default": []},
+    "priority_class": {"type": "str"},
     "network": {
         "type": "dict",
         "options": {
@@ -202,12 +208,7 @@ ARGUMENTS = {
                 "type": "list",
                 "elements": "dict",
                 "default": [],
-                "options": {
-                    "host": TEXT,
-                    "otherwise": {"type": "str"},
-                    "port": {"type": "int", "required": True},
-                    "protocols": {"type": "list", "elements": "str", "required": True},
-                },
+                "options": {**WAY, "otherwise": {"type": "str"}},
             },
         },
     },
@@ -220,6 +221,7 @@ def look(module: AnsibleModule) -> dict:
     version = cluster_info.server_version(cluster)
     exists = cluster_info.namespace_exists(cluster, params["namespace"])
     checked = cluster_info.check_node_ports(cluster, params["node_ports"])
+    cluster_info.check_priority_class(cluster, params["priority_class"])
     secrets, absent = cluster_info.read_secrets(cluster, params["secrets"])
     environment = params["compare_with_others"]
     if not checked:

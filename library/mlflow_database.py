@@ -14,8 +14,7 @@ description:
   - A database of the runtime role is given to the migrator with all that is in it, in one transaction, while a server
     uses it. One of another owner is refused and left alone; so is a PostgreSQL older than 15.
   - The runtime role's rights on tables are given with the tables, and by those who make tables.
-  - Without an administrator it only sees that both roles can do their work, and else says which statements an
-    administrator has to run.
+  - Without an administrator it only sees that both roles can do their work, or says which statements one has to run.
   - A password is sent as a verifier computed on the controller, so it never reaches the server's log.
 options:
   host:
@@ -70,16 +69,18 @@ options:
     default: public
   servers:
     description:
-      - The servers that will use them. What these may open at most, during a rollout too, is refused where PostgreSQL
-        has no room for it, with the sum and settings that fit.
-      - The room is max_connections less what is reserved and what others use now, and the limits of the role and of the
-        databases.
+      - The servers that will use them. What PostgreSQL has no room for is refused, with the sum and settings that fit.
+      - The room is max_connections less what is reserved or used by others, and the role's and the databases' limits.
     type: dict
     suboptions:
       replicas:
         description: Number of pods.
         type: int
         required: true
+      max_replicas:
+        description: Number of pods that an autoscaler may make of it.
+        type: int
+        default: 0
       workers:
         description: Worker processes of a pod.
         type: int
@@ -196,6 +197,7 @@ ARGUMENTS = {
         "type": "dict",
         "options": {
             **{name: {"type": "int", "required": True} for name in NUMBERS},
+            "max_replicas": {"type": "int", "default": 0},
             "job_execution": {"type": "bool", "default": False},
         },
     },

@@ -53,7 +53,7 @@ def shown(value: object) -> str:
 
 def settings() -> list[tuple[str, str]]:
     """Each bad setting of an environment, and what is said of it."""
-    from test_filters import BAD_SETTINGS, BAD_STORES, GOOD, environment
+    from test_filters import BAD_SCALING, BAD_SETTINGS, BAD_STORES, GOOD, environment
     from test_network import BAD_RANGES, network
 
     rows = []
@@ -63,6 +63,10 @@ def settings() -> list[tuple[str, str]]:
     for store, changed, expected in BAD_STORES:
         if expected:
             values = changed | {"mlflow_environment_external_secrets_store": store}
+            [said] = environment.environment_problems(GOOD | values)
+            rows.append((", ".join(f"`{name}: {shown(value)}`" for name, value in values.items()), said))
+    for values, expected in BAD_SCALING:
+        if expected:
             [said] = environment.environment_problems(GOOD | values)
             rows.append((", ".join(f"`{name}: {shown(value)}`" for name, value in values.items()), said))
     for value in BAD_RANGES:

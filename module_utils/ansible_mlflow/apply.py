@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .autoscaling import give_up_replicas, least_replicas, to_apply
 from .errors import Error
 from .kubernetes import FIELD_MANAGER, ApiError, Cluster
 
@@ -29,14 +30,19 @@ def apply_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applie
     In check mode the API server answers what would come out, and changes nothing. It cannot do so in a namespace that
     is not there yet: such an object is reported as one that would be created.
 
+    A Deployment that an autoscaler among the objects scales keeps the replicas that it has.
+
     :raises Error: an object that the API server refuses, with its kind and name.
     """
-    applied, paths = Applied(), Paths(cluster)
+    applied, paths, scaled = Applied(), Paths(cluster), least_replicas(objects)
     for manifest in objects:
         name = named(manifest)
         path = paths.of(manifest)
         try:
             before = cluster.get(path)
+            if manifest["kind"] == "Deployment" and manifest["metadata"]["name"] in scaled:
+                least = scaled[manifest["metadata"]["name"]]
+                manifest = to_apply(cluster, path, manifest, before, least, check_mode)
             after = cluster.apply(path, manifest, dry_run=check_mode)
         except ApiError as error:
             if not (check_mode and error.status == 404):
@@ -98,6 +104,8 @@ def release_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> list
                 continue
             metadata = {key: manifest["metadata"][key] for key in ("name", "namespace") if key in manifest["metadata"]}
             bare = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
+            if manifest["kind"] == "Deployment" and not check_mode:
+                give_up_replicas(cluster, path, cluster.get(path))
             cluster.apply(path, bare, dry_run=check_mode)
         except ApiError as error:
             raise Error(f"{name}: {error}") from None

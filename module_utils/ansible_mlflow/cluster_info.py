@@ -92,9 +92,28 @@ def read_config_maps(cluster: Cluster, wanted: list[dict]) -> dict[str, dict]:
 
 
 def absent_kinds(cluster: Cluster, wanted: list[str]) -> list[str]:
-    """The kinds that the cluster does not know, each ``<apiVersion>/<kind>``."""
+    """The kinds that the cluster does not know, or whose own API server is away, each ``<apiVersion>/<kind>``."""
     paths = Paths(cluster)
-    return [kind for kind in wanted if paths.knows(*kind.rsplit("/", 1)) is None]
+
+    def known(kind: str) -> bool:
+        try:
+            return paths.knows(*kind.rsplit("/", 1)) is not None
+        except ApiError as error:
+            if error.status != 503:
+                raise
+            return False
+
+    return [kind for kind in wanted if not known(kind)]
+
+
+def check_priority_class(cluster: Cluster, name: str | None) -> None:
+    """Refuse a PriorityClass that is not there: no pod of it would be admitted, also after an upgrade has stopped all.
+
+    :raises Error: it is not there.
+    """
+    path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}"
+    if name and allowed(lambda: cluster.get(path), {}) is None:
+        raise Error(f"mlflow_server_priority_class is {name}, which the cluster does not have; expected one of its own")
 
 
 def decoded(data: dict) -> dict:

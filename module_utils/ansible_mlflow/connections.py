@@ -19,6 +19,7 @@ BACKGROUND = 9 * 2
 JOBS = 5
 VARIABLES = {
     "replicas": "mlflow_server_replicas",
+    "max_replicas": "mlflow_server_max_replicas",
     "workers": "mlflow_server_workers",
     "pool_size": "mlflow_server_pool_size",
     "max_overflow": "mlflow_server_pool_max_overflow",
@@ -37,7 +38,11 @@ LIMITS = "SELECT datname, datconnlimit FROM pg_database WHERE datname = ANY(%s) 
 
 @dataclass(frozen=True)
 class Load:
-    """The servers: how many, and what each worker may open. ``databases`` are the stores' databases, as in STORES."""
+    """The servers: how many, and what each worker may open.
+
+    ``databases`` are the stores' databases, as in STORES. Where ``max_replicas`` are more than ``replicas``, an
+    autoscaler starts as many.
+    """
 
     replicas: int
     workers: int
@@ -45,6 +50,7 @@ class Load:
     max_overflow: int
     job_execution: bool = False
     databases: tuple[str, ...] = ("", "", "", "")
+    max_replicas: int = 0
 
     def check(self) -> None:
         """Refuse numbers that would not be what MLflow uses.
@@ -52,15 +58,20 @@ class Load:
         :raises Error: naming the variable.
         """
         for name, variable in VARIABLES.items():
-            least = 0 if name == "replicas" else 1
+            least = 0 if name in ("replicas", "max_replicas") else 1
             if getattr(self, name) < least:
                 unset = "; MLflow takes 0 for unset" if name in ("pool_size", "max_overflow") else ""
                 raise Error(f"{variable} is {getattr(self, name)}; expected at least {least}{unset}")
 
     @property
+    def most(self) -> int:
+        """How many replicas there may be."""
+        return max(self.replicas, self.max_replicas)
+
+    @property
     def pods(self) -> int:
         """How many pods there are while a rollout replaces them."""
-        return self.replicas + 1
+        return self.most + 1
 
     def servers(self, database: str | None = None) -> int:
         """The connections of all pods, to one database or to all."""
@@ -78,7 +89,7 @@ class Load:
         """How the total comes about."""
         background = f" + {BACKGROUND} of job execution" if self.job_execution else ""
         return (
-            f"({self.replicas} replica{'' if self.replicas == 1 else 's'} + 1 during a rollout) x "
+            f"({self.most} replica{'' if self.most == 1 else 's'} + 1 during a rollout) x "
             f"({self.workers} worker{'' if self.workers == 1 else 's'} x {len(STORES)} engines x "
             f"({self.pool_size} pool + {self.max_overflow} overflow) + {len(STARTER)} of the starting process"
             f"{background}) + {JOBS} of Jobs and Ansible = {self.total()}"
@@ -174,5 +185,7 @@ def settings_that_fit(load: Load, room: Room) -> list[str]:
         for pool in [min(load.pool_size, size - 1)]
     )
     workers = (fits(workers=number) for number in range(load.workers - 1, 0, -1))
-    replicas = (fits(replicas=number) for number in range(load.replicas - 1, 0, -1))
+    # An autoscaler may be left no room; fewer pods than the least are another setting.
+    name, least = ("max_replicas", max(load.replicas, 1)) if load.most > load.replicas else ("replicas", 1)
+    replicas = (fits(**{name: number}) for number in range(load.most - 1, least - 1, -1))
     return [found for ways in (pools, workers, replicas) if (found := next(filter(None, ways), ""))]

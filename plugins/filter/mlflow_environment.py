@@ -19,6 +19,9 @@ SIZE = re.compile(r"([0-9]{1,18}(Ki|Mi|Gi|Ti)?)?", re.ASCII)
 # An image reference: [host[:port]/]path[:tag][@digest].
 IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?")
 USERNAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+# RFC 1123 subdomain, or none.
+OBJECT_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?")
+TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 
 # What is given in days of a bucket.
 BUCKET_DAYS = (
@@ -92,6 +95,22 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
         ),
         ("mlflow_server_node_port", in_range(30000, 32767), "a port from 30000 to 32767"),
         ("mlflow_server_admin_username", USERNAME.fullmatch, "letters, digits and _ . @ -"),
+        ("mlflow_server_target_cpu_percent", in_range(1, 100), "1 to 100 per cent of mlflow_server_cpu_limit"),
+        (
+            "mlflow_server_priority_class",
+            OBJECT_NAME.fullmatch,
+            "the name of a PriorityClass, or an empty text: the cluster's default",
+        ),
+        (
+            "mlflow_server_node_selector",
+            lambda labels: all(isinstance(value, str) for value in labels.values()),
+            "a text for each label",
+        ),
+        (
+            "mlflow_server_tolerations",
+            lambda tolerations: all(set(toleration) <= TOLERATION for toleration in tolerations),
+            f"only {', '.join(sorted(TOLERATION))} in each",
+        ),
     ]
     problems = {}
     for name, is_valid, expected in checks:
@@ -108,7 +127,47 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             delivery=settings["mlflow_environment_delivery"],
             source=settings["mlflow_environment_secrets_source"],
         )
+        + scaling_problems(
+            int(settings["mlflow_server_replicas"]),
+            int(settings["mlflow_server_max_replicas"]),
+            job_execution=settings["mlflow_server_job_execution"],
+            environment=settings["mlflow_server_extra_environment"] or {},
+        )
     )
+
+
+def scaling_problems(least: int, most: int, *, job_execution: Any, environment: dict[str, Any]) -> list[str]:
+    """What keeps several replicas from working, or an autoscaler from starting them.
+
+    Args:
+        least, most: How many replicas there may be.
+        job_execution: Whether MLflow runs its background jobs.
+        environment: More of MLflow's own environment variables.
+    """
+    name = "mlflow_server_replicas" if most == least else "mlflow_server_max_replicas"
+    if most < least:
+        return [f"mlflow_server_max_replicas is {most}; expected at least mlflow_server_replicas, which is {least}"]
+    if most < 2:
+        return []
+    problems = []
+    if least < 1:
+        problems.append(
+            f"mlflow_server_replicas is {least} and mlflow_server_max_replicas is {most}; expected at least 1: an "
+            "autoscaler starts nothing where there is nothing"
+        )
+    switch = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+    if str(environment.get(switch, job_execution)).lower() in ("true", "1", "yes", "on"):
+        problems.append(
+            f"mlflow_server_job_execution is true and {name} is {most}; expected one replica: each pod has a queue of "
+            "its own, and starts again at its start what the others are working on"
+        )
+    problems += [
+        f"mlflow_server_extra_environment sets {variable} to a file, which each pod has its own of, and {name} is "
+        f"{most}; expected an address that all of them share, or one replica"
+        for variable, value in environment.items()
+        if str(value).lower().startswith(("sqlite:", "file:"))
+    ]
+    return problems
 
 
 def store_problems(store: dict[str, Any], *, delivery: str, source: str) -> list[str]:
@@ -184,12 +243,13 @@ def kind_problems(wanted: list[dict[str, str]], absent: list[str]) -> list[str]:
     """Say which variables ask for kinds of objects that the cluster does not know.
 
     Args:
-        wanted: Each `kind`, as `<apiVersion>/<kind>`, and the `variable` that asks for it.
+        wanted: Each `kind`, as `<apiVersion>/<kind>`, the `variable` that asks for it, and what is `expected` where
+            that is more than the kind's definition.
         absent: Those that the cluster does not know.
     """
     return [
         f"{entry['variable']} needs {entry['kind'].rsplit('/', 1)[1]} ({entry['kind'].rsplit('/', 1)[0]}), which the "
-        "cluster does not know; expected a cluster with its CustomResourceDefinition"
+        f"cluster does not know; expected {entry.get('expected', 'a cluster with its CustomResourceDefinition')}"
         for entry in wanted
         if entry["kind"] in absent
     ]

@@ -117,6 +117,22 @@ def unwanted_objects(
     ]
 
 
+def spread(key: str, *, selector: dict[str, Any]) -> dict[str, Any]:
+    """A pod's wish to be where fewest others of its version are, which keeps no pod from starting.
+
+    Args:
+        key: The label that tells places apart, such as a node's name.
+        selector: The pods that are spread.
+    """
+    return {
+        "maxSkew": 1,
+        "topologyKey": key,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": selector,
+        "matchLabelKeys": ["pod-template-hash"],
+    }
+
+
 class FilterModule:
     """Ansible's list of the filters here."""
 
@@ -130,4 +146,5 @@ class FilterModule:
             "mlflow_allowed_hosts": allowed_hosts,
             "mlflow_memory_megabytes": memory_megabytes,
             "mlflow_unwanted_objects": unwanted_objects,
+            "mlflow_server_spread": spread,
         }

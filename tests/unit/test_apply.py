@@ -8,7 +8,7 @@ import json
 import pytest
 from ansible.module_utils.ansible_mlflow.apply import apply_all, release_all, remove_all
 from ansible.module_utils.ansible_mlflow.errors import Error
-from ansible.module_utils.ansible_mlflow.kubernetes import ApiError
+from ansible.module_utils.ansible_mlflow.kubernetes import FIELD_MANAGER, ApiError
 
 CONFIG = {
     "apiVersion": "v1",
@@ -21,6 +21,18 @@ SECRET = {
     "kind": "Secret",
     "metadata": {"name": "secrets", "namespace": "mlflow-dev"},
     "data": {"PGPASSWORD": "c2VjcmV0", "OTHER": "b3RoZXI="},
+}
+DEPLOYMENT = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "mlflow", "namespace": "mlflow-dev"},
+    "spec": {"template": {}},
+}
+SCALER = {
+    "apiVersion": "autoscaling/v2",
+    "kind": "HorizontalPodAutoscaler",
+    "metadata": {"name": "mlflow", "namespace": "mlflow-dev"},
+    "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "mlflow"}, "minReplicas": 2, "maxReplicas": 4},
 }
 NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mlflow-dev"}}
 
@@ -35,6 +47,10 @@ class FakeCluster:
         self.writes = 0
 
     def get(self, path: str) -> dict | None:
+        if path == "/apis/apps/v1":
+            return {"resources": [{"kind": "Deployment", "name": "deployments", "namespaced": True}]}
+        if path == "/apis/autoscaling/v2":
+            return {"resources": [{"kind": SCALER["kind"], "name": "horizontalpodautoscalers", "namespaced": True}]}
         if path == "/api/v1":
             kinds = {"ConfigMap": True, "Secret": True, "Namespace": False}
             names = {"ConfigMap": "configmaps", "Secret": "secrets", "Namespace": "namespaces"}
@@ -171,3 +187,80 @@ def test_only_what_somebody_else_applies_too_is_left_to_them(present: dict | Non
     assert release_all(cluster, [CONFIG], check_mode=True) == left
     bare = {key: value for key, value in CONFIG.items() if key != "data"}
     assert applied == [(bare, True)] * len(left)
+
+
+class FakeScaled(FakeCluster):
+    """An API server that knows who has set a Deployment's replicas, and takes 1 where nobody has."""
+
+    place = "/apis/apps/v1/namespaces/mlflow-dev/deployments/mlflow"
+
+    def __init__(self, replicas: int | None, manager: str = FIELD_MANAGER) -> None:
+        super().__init__()
+        self.given_up, self.conflicts = 0, 0
+        if replicas is not None:
+            self.store(replicas, [manager])
+
+    def store(self, replicas: int, managers: list[str]) -> dict:
+        item = served({**DEPLOYMENT, "spec": {**DEPLOYMENT["spec"], "replicas": replicas}})
+        item["metadata"]["managedFields"] = [
+            {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+            for manager in managers
+        ]
+        self.objects[self.place] = item
+        return item
+
+    def apply(self, path: str, body: dict, dry_run: bool = False) -> dict:
+        if body["kind"] != "Deployment":
+            return super().apply(path, body, dry_run)
+        before = self.objects.get(path)
+        owners = {entry["manager"] for entry in before["metadata"]["managedFields"]} if before else set()
+        if "replicas" in body["spec"]:
+            return self.store(body["spec"]["replicas"], [FIELD_MANAGER])
+        if before is None or owners == {FIELD_MANAGER}:
+            return self.store(1, [])
+        return self.store(before["spec"]["replicas"], sorted(owners - {FIELD_MANAGER}))
+
+    def request(self, method: str, path: str, body: list, content_type: str) -> None:
+        assert (method, content_type) == ("PATCH", "application/json-patch+json")
+        [removal, version] = body
+        item = self.objects[path]
+        if self.conflicts:
+            self.conflicts -= 1
+            item["metadata"]["resourceVersion"] = "another"
+            raise ApiError("the object has been modified", 409, "Conflict")
+        assert version["value"] == item["metadata"]["resourceVersion"]
+        assert removal == {"op": "remove", "path": "/metadata/managedFields/0/fieldsV1/f:spec/f:replicas"}
+        item["metadata"]["managedFields"][0] = {"manager": "nobody", "operation": "Apply", "fieldsV1": {}}
+        self.given_up += 1
+
+
+@pytest.mark.parametrize(
+    ("present", "manager", "then"),
+    [
+        (None, "", 2),
+        (0, FIELD_MANAGER, 2),
+        (1, FIELD_MANAGER, 2),
+        (3, FIELD_MANAGER, 3),
+        (3, "kube-controller-manager", 3),
+    ],
+)
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_an_autoscaler_scales_keeps_its_replicas_or_gets_the_least(
+    present: int | None, manager: str, then: int, check_mode: bool
+) -> None:
+    cluster = FakeScaled(present, manager)
+    applied = apply_all(cluster, [DEPLOYMENT, SCALER], check_mode)
+    assert applied.diffs[0]["after"]["spec"]["replicas"] == then if present != then else len(applied.changes) == 1
+    if not check_mode:
+        assert cluster.objects[cluster.place]["spec"]["replicas"] == then
+
+
+def test_replicas_are_given_up_again_where_somebody_else_writes_at_the_same_moment() -> None:
+    cluster = FakeScaled(3)
+    cluster.conflicts = 2
+    apply_all(cluster, [DEPLOYMENT, SCALER], check_mode=False)
+    assert (cluster.given_up, cluster.objects[cluster.place]["spec"]["replicas"]) == (1, 3)
+    cluster = FakeScaled(3)
+    cluster.conflicts = 99
+    with pytest.raises(Error, match="Deployment mlflow: the object has been modified"):
+        apply_all(cluster, [DEPLOYMENT, SCALER], check_mode=False)

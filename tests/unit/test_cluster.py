@@ -67,7 +67,10 @@ class FakeApi:
     def get(self, path, query=None):
         if path in self.forbidden:
             raise ApiError("forbidden", 403, "Forbidden")
-        return self.objects.get(path)
+        found = self.objects.get(path)
+        if isinstance(found, ApiError):
+            raise found
+        return found
 
     def items(self, path, **_query):
         if path in self.forbidden:
@@ -85,11 +88,28 @@ def test_kinds_that_the_cluster_does_not_know_are_named():
     assert cluster_info.absent_kinds(api, wanted) == wanted[1:]
 
 
+def test_a_kind_whose_own_api_server_is_away_is_absent():
+    metrics = "metrics.k8s.io/v1beta1/PodMetrics"
+    api = FakeApi({"/apis/metrics.k8s.io/v1beta1": ApiError("no answer", 503, "")})
+    assert cluster_info.absent_kinds(api, [metrics]) == [metrics]
+    with pytest.raises(ApiError):
+        cluster_info.absent_kinds(FakeApi({}, forbidden=("/apis/metrics.k8s.io/v1beta1",)), [metrics])
+
+
 def test_openshift_is_known_by_a_group_of_its_api():
     groups = [{"name": "apps"}, {"name": "route.openshift.io"}]
     assert cluster_info.platform(FakeApi({"/apis": {"groups": groups}})) == "kubernetes"
     groups.append({"name": "security.openshift.io"})
     assert cluster_info.platform(FakeApi({"/apis": {"groups": groups}})) == "openshift"
+
+
+def test_a_priority_class_that_is_not_there_is_refused_and_one_that_cannot_be_read_is_believed():
+    path = "/apis/scheduling.k8s.io/v1/priorityclasses/high"
+    cluster_info.check_priority_class(FakeApi({path: {"value": 1}}), "high")
+    cluster_info.check_priority_class(FakeApi({}), "")
+    cluster_info.check_priority_class(FakeApi({}, forbidden=(path,)), "high")
+    with pytest.raises(Error, match="mlflow_server_priority_class is high, which the cluster does not have"):
+        cluster_info.check_priority_class(FakeApi({}), "high")
 
 
 def test_secrets_are_decoded_and_the_absent_ones_named():

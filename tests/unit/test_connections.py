@@ -28,6 +28,8 @@ def load(replicas: int = 1, workers: int = 2, pool: int = 2, overflow: int = 1, 
         (load(replicas=2), 3 * (2 * 4 * 3 + 3) + JOBS),
         (load(workers=4, pool=5, overflow=10), 2 * (4 * 4 * 15 + 3) + JOBS),
         (load(jobs=True), 2 * (2 * 4 * 3 + 3 + 18) + JOBS),
+        (replace(load(), max_replicas=1), 2 * (2 * 4 * 3 + 3) + JOBS),
+        (replace(load(), max_replicas=4), 5 * (2 * 4 * 3 + 3) + JOBS),
     ],
 )
 def test_the_sum(servers: Load, total: int) -> None:
@@ -67,6 +69,17 @@ def test_the_defaults_fit_into_postgresqls_own(replicas: int) -> None:
             load(replicas=4),
             Room(100, 3, 0),
             "mlflow_server_workers 1 or mlflow_server_replicas 2 or max_connections 143; nothing",
+        ),
+        # An autoscaler may be given less room, but not less than the least.
+        (
+            replace(load(replicas=2), max_replicas=4),
+            Room(100, 3, 0),
+            "mlflow_server_workers 1 or mlflow_server_max_replicas 2 or max_connections 143; nothing",
+        ),
+        (
+            replace(load(replicas=3), max_replicas=4),
+            Room(100, 3, 0),
+            "expected mlflow_server_workers 1 or max_connections 143; nothing",
         ),
         # Nothing smaller fits.
         (load(workers=1, pool=1, overflow=1), Room(20, 3, 0), "expected max_connections 30; nothing was changed"),

@@ -43,6 +43,14 @@ GOOD = {
     "mlflow_object_store_quota": "500Gi",
     "mlflow_server_node_port": 30502,
     "mlflow_server_admin_username": "admin",
+    "mlflow_server_replicas": 1,
+    "mlflow_server_max_replicas": 1,
+    "mlflow_server_job_execution": False,
+    "mlflow_server_extra_environment": {},
+    "mlflow_server_target_cpu_percent": 70,
+    "mlflow_server_priority_class": "",
+    "mlflow_server_node_selector": {},
+    "mlflow_server_tolerations": [],
 }
 # A certificate and nothing else: what is in it does not matter here.
 CERTIFICATE = certificate()
@@ -122,7 +130,45 @@ BAD_SETTINGS = [
     ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
     ("mlflow_server_admin_username", "", "letters, digits"),
     ("mlflow_server_admin_username", "ad min", "letters, digits"),
+    ("mlflow_server_target_cpu_percent", 0, "1 to 100 per cent"),
+    ("mlflow_server_target_cpu_percent", 560, "1 to 100 per cent"),
+    ("mlflow_server_priority_class", "Very_High", "the name of a PriorityClass"),
+    ("mlflow_server_node_selector", {"gpu": True}, "a text for each label"),
+    ("mlflow_server_tolerations", [{"key": "mlflow", "effects": "NoSchedule"}], "only effect, key, operator"),
 ]
+
+
+TWO = {"mlflow_server_replicas": 2, "mlflow_server_max_replicas": 2}
+UP_TO_TWO = TWO | {"mlflow_server_replicas": 1}
+JOBS = {"mlflow_server_job_execution": True}
+
+
+def extra(**variables: str) -> dict:
+    return {"mlflow_server_extra_environment": variables}
+
+
+# docs/failures.md shows what is said of each: scripts/failures.py.
+BAD_SCALING = [
+    (JOBS, ""),
+    (extra(MLFLOW_BACKEND_STORE_URI="sqlite:////tmp/mlflow.db"), ""),
+    (TWO | extra(MLFLOW_LOGGING_LEVEL="DEBUG"), ""),
+    (UP_TO_TWO, ""),
+    ({"mlflow_server_replicas": 0, "mlflow_server_max_replicas": 0}, ""),
+    (UP_TO_TWO | {"mlflow_server_replicas": 0}, "expected at least 1: an autoscaler starts nothing"),
+    (TWO | {"mlflow_server_max_replicas": 1}, "expected at least mlflow_server_replicas, which is 2"),
+    (TWO | JOBS, "mlflow_server_replicas is 2; expected one replica: each pod has a queue of its own"),
+    (UP_TO_TWO | JOBS, "mlflow_server_max_replicas is 2; expected one replica: each pod has a queue of its own"),
+    (TWO | extra(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true"), "expected one replica: each pod has a queue of its own"),
+    (TWO | JOBS | extra(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"), ""),
+    (TWO | extra(MLFLOW_BACKEND_STORE_URI="SQLite:////tmp/mlflow.db"), "sets MLFLOW_BACKEND_STORE_URI to a file"),
+    (UP_TO_TWO | extra(MLFLOW_ARTIFACTS_DESTINATION="file:///tmp"), "sets MLFLOW_ARTIFACTS_DESTINATION to a file"),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), BAD_SCALING)
+def test_replicas_that_could_not_work_together_are_refused(settings: dict, expected: str) -> None:
+    told = environment.environment_problems(GOOD | settings)
+    assert (expected in told[0] and len(told) == 1) if expected else told == []
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), BAD_SETTINGS)

@@ -40,6 +40,7 @@ MINIO_TAG = "2026-02-12"
 VERSITYGW_VERSION = "v1.8.0"
 ARGOCD_VERSION = "v3.2.6"
 EXTERNAL_SECRETS_VERSION = "v0.16.2"
+METRICS_SERVER_VERSION = "v0.9.0"
 SUPERVISOR_VERSION = "4.3.0"
 DEBIAN_SUITE = "bookworm"
 POSTGRES_MAJOR = "15"
@@ -313,6 +314,7 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
     versitygw = f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW_VERSION}"
     argocd = f"github.com/argoproj/argo-cd/v3@{ARGOCD_VERSION}"
     secrets = f"github.com/external-secrets/external-secrets@{EXTERNAL_SECRETS_VERSION}"
+    metrics = f"sigs.k8s.io/metrics-server/cmd/metrics-server@{METRICS_SERVER_VERSION}"
     image = "localhost/{}:{}".format
     listed = [
         Part("supervisor", 0.2, build_supervisor, pins=(SUPERVISOR_VERSION,)),
@@ -358,6 +360,7 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
         Part("versitygw", 1, go_install(versitygw), pins=(versitygw,), only_tests=True),
         Part("argocd", 4, go_build(argocd, "./cmd", "manifests/crds"), pins=(argocd,), only_tests=True),
         Part("external-secrets", 3, go_build(secrets, ".", "config/crds/bases"), pins=(secrets,), only_tests=True),
+        Part("metrics-server", 3, go_install(metrics), pins=(metrics,), only_tests=True),
     ]
     return {part.name: part for part in listed}
 

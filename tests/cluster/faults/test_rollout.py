@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
-import urllib3
-from conftest import Cluster, request, site
-
-
-class Load(threading.Thread):
-    """Asks one path again and again, each time on a new connection, and keeps what failed."""
-
-    def __init__(self, path: str, every: float, password: str | None = None) -> None:
-        super().__init__(daemon=True)
-        self.path, self.every, self.password = path, every, password
-        self.sent, self.failed = 0, []
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(self.every):
-            self.sent += 1
-            try:
-                status = request("dev", self.path, password=self.password).status
-            except urllib3.exceptions.HTTPError as error:
-                self.failed.append(str(error))
-            else:
-                if status != 200:
-                    self.failed.append(str(status))
+from conftest import Cluster, site
+from load import Load
 
 
 @pytest.fixture
