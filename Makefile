@@ -120,8 +120,8 @@ client: .cache/client/.installed ## An MLflow client outside the cluster, for th
 	touch $@
 
 .PHONY: servers
-servers: .cache/servers/.installed ## Servers that the tests start themselves: OpenBao, PostgreSQL, another S3, Argo CD
-	@python3 $(BUILD) versitygw argocd external-secrets metrics-server
+servers: .cache/servers/.installed ## Servers that the tests start themselves, from OpenBao to Argo CD
+	@python3 $(BUILD) tests
 	@# The cache that Argo CD's components share.
 	@command -v redis-server > /dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
 

@@ -23,6 +23,10 @@ options:
     description: Port of the server.
     type: int
     default: 5000
+  path_prefix:
+    description: The path below which the server answers.
+    type: str
+    default: ""
   admin_username:
     description: The administrator that makes the changes.
     type: str
@@ -166,6 +170,7 @@ NAME = {"type": "str", "required": True}
 ARGUMENTS = {
     "host": {"type": "str", "required": True},
     "port": {"type": "int", "default": 5000},
+    "path_prefix": {"type": "str", "default": ""},
     "reach": REACH_ARGUMENT,
     **CONNECTION_ARGUMENTS,
     "admin_username": {"type": "str", "required": True},
@@ -216,7 +221,7 @@ def ensure(module: AnsibleModule) -> dict:
     cluster = Cluster(params["kubeconfig"], params["context"])
     try:
         with reach_service(params["host"], params["port"], params["reach"], cluster) as address:
-            server = access_server.Server(params["host"], params["port"], address)
+            server = access_server.Server(params["host"], params["port"], address, params["path_prefix"])
             outcome = access_server.ensure(server, wanted, module.check_mode)
     except NoServiceError as error:
         if not module.check_mode:

@@ -53,6 +53,8 @@ def shown(value: object) -> str:
 
 def settings() -> list[tuple[str, str]]:
     """Each bad setting of an environment, and what is said of it."""
+    from test_exposure import BAD_EXPOSURES, exposure
+    from test_exposure import GOOD as GOOD_EXPOSURE
     from test_filters import BAD_SCALING, BAD_SETTINGS, BAD_STORES, GOOD, environment
     from test_network import BAD_RANGES, network
 
@@ -69,6 +71,9 @@ def settings() -> list[tuple[str, str]]:
         if expected:
             [said] = environment.environment_problems(GOOD | values)
             rows.append((", ".join(f"`{name}: {shown(value)}`" for name, value in values.items()), said))
+    for values, _ in BAD_EXPOSURES:
+        [said] = exposure.problems(GOOD_EXPOSURE | values)
+        rows.append((", ".join(f"`{name}: {shown(value)}`" for name, value in values.items()), said))
     for value in BAD_RANGES:
         [said] = network.problems({"mlflow_environment_pod_cidrs": [value]})
         rows.append((f"`mlflow_environment_pod_cidrs: [{shown(value)}]`", said))

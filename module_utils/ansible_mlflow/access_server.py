@@ -67,15 +67,17 @@ class Server:
     """MLflow, as one user after another sees it.
 
     :param address: the (host, port) to connect to, which differs from ``host`` and ``port`` behind a tunnel.
+    :param prefix: the path below which it answers.
     """
 
-    def __init__(self, host: str, port: int, address: tuple[str, int]):
+    def __init__(self, host: str, port: int, address: tuple[str, int], prefix: str = ""):
         try:
             import urllib3
         except ImportError as error:
             raise MissingLibraryError("urllib3", str(error)) from None
         self._host = f"{host}:{port}"
-        self.url = f"http://{self._host}"
+        self._prefix = prefix
+        self.url = f"http://{self._host}{prefix}"
         self._pool = urllib3.HTTPConnectionPool(
             *address,
             maxsize=LOGINS_AT_ONCE,
@@ -96,8 +98,9 @@ class Server:
         # The name that MLflow is called by decides whether it answers at all, also when a tunnel leads there.
         headers = {"Authorization": f"Basic {token}", "Host": self._host}
         content = {"fields": values} if method == "GET" else {"json": values}
+        target = f"{self._prefix}/api/{path}"
         try:
-            answer = self._pool.request(method, f"/api/{path}", headers=headers, redirect=False, **content)
+            answer = self._pool.request(method, target, headers=headers, redirect=False, **content)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Error(
                 f"{self.url} does not answer: {one_line(getattr(error, 'reason', None) or error, 300)}"

@@ -93,7 +93,6 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             lambda size: SIZE.fullmatch(str(size)),
             "bytes, a number with Ki, Mi, Gi or Ti, or an empty text",
         ),
-        ("mlflow_server_node_port", in_range(30000, 32767), "a port from 30000 to 32767"),
         ("mlflow_server_admin_username", USERNAME.fullmatch, "letters, digits and _ . @ -"),
         ("mlflow_server_target_cpu_percent", in_range(1, 100), "1 to 100 per cent of mlflow_server_cpu_limit"),
         (

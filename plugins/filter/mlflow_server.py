@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 # MLflow's own defaults for private addresses, by which kubelet and Prometheus call a pod (RFC 1918).
 PRIVATE_ADDRESSES = ["10.*", "192.168.*", "172.1[6-9].*", "172.2[0-9].*", "172.3[01].*"]
@@ -65,7 +65,7 @@ def variables_from(names: Iterable[str], **source: str) -> list[dict[str, Any]]:
     return [{"name": key, "valueFrom": {f"{kind}KeyRef": {"name": name, "key": key}}} for key in sorted(names)]
 
 
-def allowed_hosts(service: str, *, namespace: str, extra: list[str] | str) -> str:
+def allowed_hosts(service: str, *, namespace: str, url: str, extra: list[str] | str) -> str:
     """The Host headers that MLflow answers to (MLFLOW_SERVER_ALLOWED_HOSTS), separated by commas.
 
     MLflow compares the port too, so that each name is there with and without one. Setting the list replaces MLflow's
@@ -74,10 +74,12 @@ def allowed_hosts(service: str, *, namespace: str, extra: list[str] | str) -> st
     Args:
         service: Name of the Service.
         namespace: Its namespace.
+        url: The address at which people reach it.
         extra: More names or addresses, as users write them: with a port or without.
     """
     names = ["localhost", "127.0.0.1", "[::1]", service, f"{service}.{namespace}"]
     names += [f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"]
+    names += [re.sub(r":[0-9]+$", "", urlsplit(url).netloc)]
     # Extra variables of the command line are texts, which Ansible accepts for a list as it does for a module's.
     names += extra.split(",") if isinstance(extra, str) else extra
     # In an entry with an asterisk a bracket opens a class of characters, and means itself only in a class of its own.

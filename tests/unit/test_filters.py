@@ -41,7 +41,6 @@ GOOD = {
     "mlflow_object_store_abort_uploads_after_days": 7,
     "mlflow_object_store_lock_days": 0,
     "mlflow_object_store_quota": "500Gi",
-    "mlflow_server_node_port": 30502,
     "mlflow_server_admin_username": "admin",
     "mlflow_server_replicas": 1,
     "mlflow_server_max_replicas": 1,
@@ -126,8 +125,6 @@ BAD_SETTINGS = [
     ("mlflow_object_store_lock_days", None, "0 to 36500 days"),
     ("mlflow_object_store_quota", "500G", "a number with Ki, Mi, Gi or Ti"),
     ("mlflow_object_store_quota", -1, "a number with Ki, Mi, Gi or Ti"),
-    ("mlflow_server_node_port", 5000, "a port from 30000 to 32767"),
-    ("mlflow_server_node_port", 32768, "a port from 30000 to 32767"),
     ("mlflow_server_admin_username", "", "letters, digits"),
     ("mlflow_server_admin_username", "ad min", "letters, digits"),
     ("mlflow_server_target_cpu_percent", 0, "1 to 100 per cent"),
@@ -214,7 +211,8 @@ def test_a_registry_may_have_a_database_of_its_own() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    assert len(environment.environment_problems(GOOD | {"mlflow_server_node_port": 1, "mlflow_database_port": 0})) == 2
+    wrong = {"mlflow_environment_image": "", "mlflow_database_port": 0}
+    assert len(environment.environment_problems(GOOD | wrong)) == 2
 
 
 def test_a_name_that_is_no_label_is_refused_even_where_it_is_listed() -> None:
@@ -270,6 +268,7 @@ def test_a_variable_comes_from_the_key_of_its_own_name() -> None:
         ("172.31.0.1", True),
         ("mlflow.example.com", True),
         ("mlflow.example.com:443", True),
+        ("proxy.example.com:8443", True),
         ("172.32.0.1", False),
         ("mlflow-stg:5000", False),
         ("evil.example.com", False),
@@ -277,10 +276,16 @@ def test_a_variable_comes_from_the_key_of_its_own_name() -> None:
     ],
 )
 def test_allowed_hosts_are_the_ones_people_and_pods_call(host: str, allowed: bool) -> None:
-    patterns = server.allowed_hosts("mlflow-dev", namespace="mlflow-dev", extra=["mlflow.example.com"]).split(",")
-    assert patterns == server.allowed_hosts("mlflow-dev", namespace="mlflow-dev", extra="mlflow.example.com").split(",")
+    options = {"namespace": "mlflow-dev", "url": "https://mlflow.example.com:8443/ml"}
+    patterns = server.allowed_hosts("mlflow-dev", **options, extra=["proxy.example.com"]).split(",")
+    assert patterns == server.allowed_hosts("mlflow-dev", **options, extra="proxy.example.com").split(",")
     # As MLflow compares: exactly, or by fnmatch where the entry has an asterisk.
     assert any(fnmatchcase(host, pattern) if "*" in pattern else host == pattern for pattern in patterns) is allowed
+
+
+def test_localhost_adds_no_name_of_its_own() -> None:
+    hosts = server.allowed_hosts("mlflow-dev", namespace="mlflow-dev", url="http://localhost:30502", extra=[])
+    assert hosts.split(",").count("localhost") == hosts.split(",").count("localhost:*") == 1
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ VERSITYGW_VERSION = "v1.8.0"
 ARGOCD_VERSION = "v3.2.6"
 EXTERNAL_SECRETS_VERSION = "v0.16.2"
 METRICS_SERVER_VERSION = "v0.9.0"
+CONTOUR_VERSION = "v1.33.8"
 SUPERVISOR_VERSION = "4.3.0"
 DEBIAN_SUITE = "bookworm"
 POSTGRES_MAJOR = "15"
@@ -62,7 +63,7 @@ class Part:
     """One thing to build.
 
     minutes is what a first build took on two cores; recipe fills the directory it is given. The cluster does without
-    what is only_tests: it is built where it is named.
+    what is only_tests.
     """
 
     name: str
@@ -183,10 +184,10 @@ def go_install(*packages: str) -> Callable[[Run], None]:
     return recipe
 
 
-def go_build(module: str, package: str, manifests: str) -> Callable[[Run], None]:
+def go_build(module: str, package: str, *manifests: str) -> Callable[[Run], None]:
     """A recipe that builds a command as its own module's go.mod says, which `go install` refuses where it replaces any.
 
-    The command gets the part's name; the folder of manifests comes along as crds.
+    The command gets the part's name; the files that manifests names by patterns come along in the folder crds.
     """
 
     def recipe(run: Run) -> None:
@@ -197,9 +198,10 @@ def go_build(module: str, package: str, manifests: str) -> Callable[[Run], None]
         source = Path(cache, module)
         binary = run.directory / run.part.name
         run.command("go", "build", "-v", *GO_FLAGS, "-s -w", "-o", binary, package, cwd=source, env=environment)
-        shutil.copytree(source / manifests, run.directory / "crds", copy_function=shutil.copyfile)
-        # Go keeps its modules read-only.
-        (run.directory / "crds").chmod(0o755)
+        crds = run.directory / "crds"
+        crds.mkdir()
+        for file in (path for pattern in manifests for path in source.glob(pattern)):
+            shutil.copyfile(file, crds / file.name)
 
     return recipe
 
@@ -315,6 +317,9 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
     argocd = f"github.com/argoproj/argo-cd/v3@{ARGOCD_VERSION}"
     secrets = f"github.com/external-secrets/external-secrets@{EXTERNAL_SECRETS_VERSION}"
     metrics = f"sigs.k8s.io/metrics-server/cmd/metrics-server@{METRICS_SERVER_VERSION}"
+    contour = f"github.com/projectcontour/contour@{CONTOUR_VERSION}"
+    # Contour's own kinds, and the Gateway API's as this release serves them.
+    contour_crds = ("examples/contour/01-crds.yaml", "examples/gateway/00-crds.yaml")
     image = "localhost/{}:{}".format
     listed = [
         Part("supervisor", 0.2, build_supervisor, pins=(SUPERVISOR_VERSION,)),
@@ -358,9 +363,12 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
         ),
         *map(mlflow, mlflow_versions),
         Part("versitygw", 1, go_install(versitygw), pins=(versitygw,), only_tests=True),
-        Part("argocd", 4, go_build(argocd, "./cmd", "manifests/crds"), pins=(argocd,), only_tests=True),
-        Part("external-secrets", 3, go_build(secrets, ".", "config/crds/bases"), pins=(secrets,), only_tests=True),
+        Part("argocd", 4, go_build(argocd, "./cmd", "manifests/crds/*.yaml"), pins=(argocd,), only_tests=True),
+        Part(
+            "external-secrets", 3, go_build(secrets, ".", "config/crds/bases/*.yaml"), pins=(secrets,), only_tests=True
+        ),
         Part("metrics-server", 3, go_install(metrics), pins=(metrics,), only_tests=True),
+        Part("contour", 2, go_build(contour, "./cmd/contour", *contour_crds), pins=(contour,), only_tests=True),
     ]
     return {part.name: part for part in listed}
 
@@ -441,7 +449,7 @@ def closure(names: list[str], known: dict[str, Part]) -> list[Part]:
 def main() -> int:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="parts to build; `all` for every part of the cluster")
+    parser.add_argument("names", nargs="*", help="parts to build; `all` for those of the cluster, `tests` for the rest")
     parser.add_argument("--list", action="store_true", help="print every part as JSON: path, minutes, image, present")
     parser.add_argument("--check", action="store_true", help="build nothing; exit 1 if a named part is missing")
     parser.add_argument("--mlflow-version", action="append", help="versions of the MLflow image (repeatable)")
@@ -474,7 +482,9 @@ def main() -> int:
             print(json.dumps({"parts": table, "images": images}))
             return 0
         cluster = [part.name for part in known.values() if not part.only_tests]
-        names = [name for given in arguments.names for name in (cluster if given == "all" else [given])]
+        tests = [part.name for part in known.values() if part.only_tests]
+        groups = {"all": cluster, "tests": tests}
+        names = [name for given in arguments.names for name in groups.get(given, [given])]
         if unknown := set(names) - set(known):
             raise BuildError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
         if arguments.check:
