@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 # RFC 1123 label: what Kubernetes accepts as a namespace and as a part of an object's name.
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+# A label's value, and its name, which may have a domain before it.
+LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?")
+LABEL_NAME = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{LABEL_VALUE.pattern}")
 # RFC 1123 subdomain, or an IP address.
 HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
@@ -92,6 +95,12 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             "mlflow_object_store_quota",
             lambda size: SIZE.fullmatch(str(size)),
             "bytes, a number with Ki, Mi, Gi or Ti, or an empty text",
+        ),
+        ("mlflow_server_monitoring_backup_days", in_range(1, 3650), "1 to 3650 days"),
+        (
+            "mlflow_server_monitoring_labels",
+            lambda labels: all(is_label_of(str(name), value) for name, value in dict(labels).items()),
+            "labels as Kubernetes has them: {name: text}",
         ),
         ("mlflow_server_admin_username", USERNAME.fullmatch, "letters, digits and _ . @ -"),
         ("mlflow_server_target_cpu_percent", in_range(1, 100), "1 to 100 per cent of mlflow_server_cpu_limit"),
@@ -204,6 +213,11 @@ def certificate_problems(tls_mode: str, certificate: str) -> list[str]:
 def in_range(low: int, high: int) -> Callable[[int], bool]:
     """A check that a number is not below the one nor above the other."""
     return lambda number: low <= int(number) <= high
+
+
+def is_label_of(name: str, value: Any) -> bool:
+    """Whether Kubernetes takes a name and a value as a label."""
+    return bool(LABEL_NAME.fullmatch(name) and isinstance(value, str) and (value == "" or LABEL_VALUE.fullmatch(value)))
 
 
 def is_identifier(name: str) -> bool:

@@ -57,6 +57,7 @@ def ingress(
     cidrs: list[str] | str,
     pod_cidrs: list[str] | str,
     node_pod_cidrs: list[str],
+    extra_ports: list[int] | None = None,
 ) -> list[dict[str, Any]]:
     """The rule for who may connect to the server: the environment's own pods, namespaces, and addresses.
 
@@ -66,6 +67,7 @@ def ingress(
         cidrs: Addresses outside of the cluster that may; one within the pods' ranges is taken as it is.
         pod_cidrs: The ranges of the cluster's pods, which no wider range of addresses lets in.
         node_pod_cidrs: Each node's own part of them.
+        extra_ports: More ports than the server's.
     """
     peers = [own(environment)]
     peers += [{"namespaceSelector": {"matchLabels": {NAMESPACE_NAME: name}}} for name in texts(namespaces)]
@@ -76,7 +78,8 @@ def ingress(
         parts = [ipaddress.ip_network(cidr) for cidr in node_pod_cidrs]
         nodes = [address for part in parts for address in (part[0], part[1])]
         peers += [{"ipBlock": {"cidr": str(ipaddress.ip_network(address))}} for address in nodes]
-    return [{"from": peers, "ports": [SERVER_PORT]}]
+    ports = [SERVER_PORT, *({"protocol": "TCP", "port": port} for port in extra_ports or [])]
+    return [{"from": peers, "ports": ports}]
 
 
 def named_policy(name: str, *, namespace: str) -> dict[str, Any]:

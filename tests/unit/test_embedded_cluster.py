@@ -143,7 +143,7 @@ def test_the_cluster_is_whole_without_what_only_tests_use(tmp_path, monkeypatch,
     build.main()
     listed = json.loads(capsys.readouterr().out)["parts"]
     only_tests = {part["name"] for part in listed if part["only_tests"]}
-    assert only_tests == {"versitygw", "argocd", "external-secrets", "metrics-server", "contour"}
+    assert only_tests == {"versitygw", "argocd", "external-secrets", "metrics-server", "contour", "prometheus"}
 
 
 def test_what_is_missing_is_known_before_any_package_is_installed(tmp_path):

@@ -50,6 +50,8 @@ GOOD = {
     "mlflow_server_priority_class": "",
     "mlflow_server_node_selector": {},
     "mlflow_server_tolerations": [],
+    "mlflow_server_monitoring_backup_days": 7,
+    "mlflow_server_monitoring_labels": {"release": "kube-prometheus-stack", "example.com/team": ""},
 }
 # A certificate and nothing else: what is in it does not matter here.
 CERTIFICATE = certificate()
@@ -132,6 +134,10 @@ BAD_SETTINGS = [
     ("mlflow_server_priority_class", "Very_High", "the name of a PriorityClass"),
     ("mlflow_server_node_selector", {"gpu": True}, "a text for each label"),
     ("mlflow_server_tolerations", [{"key": "mlflow", "effects": "NoSchedule"}], "only effect, key, operator"),
+    ("mlflow_server_monitoring_backup_days", 0, "1 to 3650 days"),
+    ("mlflow_server_monitoring_backup_days", None, "1 to 3650 days"),
+    ("mlflow_server_monitoring_labels", {"release": 1}, "labels as Kubernetes has them"),
+    ("mlflow_server_monitoring_labels", {"re lease": "prometheus"}, "labels as Kubernetes has them"),
 ]
 
 

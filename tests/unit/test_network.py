@@ -209,6 +209,12 @@ def test_who_may_connect(namespaces: list, cidrs: list, pods: list, nodes: list,
     assert rule == {"from": [OWN, *peers], "ports": SERVER}
 
 
+def test_who_may_connect_may_read_metrics_too_where_there_are_any() -> None:
+    options = {"environment": "dev", "cidrs": [], "pod_cidrs": [], "node_pod_cidrs": []}
+    [rule] = network.ingress(["monitoring"], **options, extra_ports=[9464])
+    assert rule["ports"] == [*SERVER, {"protocol": "TCP", "port": 9464}]
+
+
 CIDRS = st.builds(
     lambda number, length: ipaddress.ip_network((number, length), strict=False),
     st.integers(0, 2**32 - 1),

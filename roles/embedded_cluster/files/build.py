@@ -42,6 +42,7 @@ ARGOCD_VERSION = "v3.2.6"
 EXTERNAL_SECRETS_VERSION = "v0.16.2"
 METRICS_SERVER_VERSION = "v0.9.0"
 CONTOUR_VERSION = "v1.33.8"
+PROMETHEUS_OPERATOR_VERSION = "v0.85.0"
 SUPERVISOR_VERSION = "4.3.0"
 DEBIAN_SUITE = "bookworm"
 POSTGRES_MAJOR = "15"
@@ -184,6 +185,14 @@ def go_install(*packages: str) -> Callable[[Run], None]:
     return recipe
 
 
+def go_module(run: Run, module: str) -> Path:
+    """The source of a Go module, in Go's own cache, which nobody may write to."""
+    run.command("go", "mod", "download", module, env=go_environment(run))
+    where = ["go", "env", "GOMODCACHE"]
+    cache = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    return Path(cache, module)
+
+
 def go_build(module: str, package: str, *manifests: str) -> Callable[[Run], None]:
     """A recipe that builds a command as its own module's go.mod says, which `go install` refuses where it replaces any.
 
@@ -191,19 +200,30 @@ def go_build(module: str, package: str, *manifests: str) -> Callable[[Run], None
     """
 
     def recipe(run: Run) -> None:
-        environment = go_environment(run)
-        run.command("go", "mod", "download", module, env=environment)
-        where = ["go", "env", "GOMODCACHE"]
-        cache = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        source = Path(cache, module)
-        binary = run.directory / run.part.name
-        run.command("go", "build", "-v", *GO_FLAGS, "-s -w", "-o", binary, package, cwd=source, env=environment)
+        source, binary = go_module(run, module), run.directory / run.part.name
+        flags = [*GO_FLAGS, "-s -w", "-o", binary]
+        run.command("go", "build", "-v", *flags, package, cwd=source, env=go_environment(run))
         crds = run.directory / "crds"
         crds.mkdir()
         for file in (path for pattern in manifests for path in source.glob(pattern)):
             shutil.copyfile(file, crds / file.name)
 
     return recipe
+
+
+def build_prometheus(run: Run) -> None:
+    """Debian's Prometheus, unpacked and not installed, so that none is started; with the operator's kinds as crds."""
+    run.command("apt-get", "update", "-qq")
+    run.command("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus")
+    [package] = run.scratch.glob("prometheus_*.deb")
+    run.command("dpkg-deb", "--extract", package, run.scratch)
+    for name in ("prometheus", "promtool"):
+        (run.scratch / "usr/bin" / name).rename(run.directory / name)
+    module = f"github.com/prometheus-operator/prometheus-operator@{PROMETHEUS_OPERATOR_VERSION}"
+    source = go_module(run, module) / "example/prometheus-operator-crd"
+    (run.directory / "crds").mkdir()
+    for name in ("servicemonitors", "prometheusrules"):
+        shutil.copyfile(source / f"monitoring.coreos.com_{name}.yaml", run.directory / f"crds/{name}.yaml")
 
 
 def build_supervisor(run: Run) -> None:
@@ -369,6 +389,7 @@ def parts(mlflow_versions: list[str]) -> dict[str, Part]:
         ),
         Part("metrics-server", 3, go_install(metrics), pins=(metrics,), only_tests=True),
         Part("contour", 2, go_build(contour, "./cmd/contour", *contour_crds), pins=(contour,), only_tests=True),
+        Part("prometheus", 0.5, build_prometheus, pins=(DEBIAN_SUITE, PROMETHEUS_OPERATOR_VERSION), only_tests=True),
     ]
     return {part.name: part for part in listed}
 
