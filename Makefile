@@ -120,10 +120,11 @@ client: .cache/client/.installed ## An MLflow client outside the cluster, for th
 	touch $@
 
 .PHONY: servers
-servers: .cache/servers/.installed ## Servers that the tests start themselves, from OpenBao to Argo CD
+servers: .cache/servers/.installed ## What the tests start themselves, from OpenBao to a browser
 	@python3 $(BUILD) tests
 	@# The cache that Argo CD's components share.
 	@command -v redis-server > /dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
+	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 
 .cache/servers/.installed: tests/servers-requirements.txt | venv
 	.venv/bin/uv venv -q --clear --python .venv/bin/python .cache/servers
