@@ -35,7 +35,8 @@ demo: $(DEMO_NEEDS) ## A real Kubernetes on this machine, MLflow on it, proven b
 .PHONY: test
 test: ## Lint, unit tests, and Molecule on a real Kubernetes on this machine
 	@rm -rf .cache/junit
-	@$(MAKE) --no-print-directory lint unit molecule
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory molecule
 	@python tests/count.py .cache/junit
 
 # The releases that the upgrade is tested from: a few at every run, and in test-full all of them.

@@ -68,13 +68,13 @@ class Awx:
         }
         keys = re.findall(r"(?:client-key-data|token): (\S+)", self.credentials["MLflow kubeconfig"]["kubeconfig"])
         self.hidden = [*self.secrets.values(), *login.values(), *keys]
-        # What AWX imports, with what a prod of its own would have in its inventory.
+        # What AWX imports. In one inventory an overlay has no last word, so that its values are prod's own here.
         command = ["ansible-inventory", "--list", "--export", *[f"--inventory=inventories/{name}" for name in OVERLAID]]
         done = subprocess.run(
             command, cwd=ROOT, env=ansible_environment(), capture_output=True, text=True, timeout=60, check=True
         )
         self.inventory = json.loads(done.stdout)
-        self.inventory["embedded"]["vars"] |= {
+        self.inventory["prod"]["vars"] |= self.inventory["embedded"]["vars"] | {
             "mlflow_environment_kubeconfig": "/nowhere/the/credential/wins",
             "mlflow_environment_production": True,
             "mlflow_environment_secrets_source": "vault",

@@ -68,8 +68,10 @@ def test_an_environment_without_an_inventory_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("image", "message"),
-    [("localhost/mlflow:0.0.0", "localhost/mlflow:0.0.0"), ("localhost/postgres:15", "mlflow")],
-    ids=["no such image", "not an image of MLflow"],
+    [
+        pytest.param("localhost/mlflow:0.0.0", "localhost/mlflow:0.0.0", id="no such image"),
+        pytest.param("localhost/postgres:15", "mlflow", id="not an image of MLflow", marks=pytest.mark.full),
+    ],
 )
 def test_an_image_that_cannot_run_fails_soon_and_the_old_version_serves(
     cluster: Cluster, image: str, message: str

@@ -1,65 +1,65 @@
-"""A real Prometheus, as a process of this machine that finds its targets through the cluster's API."""
+"""A real Prometheus, as a process of this machine."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import urllib3
 from argocd import Processes, built, free_port
-from conftest import KUBECONFIG, Cluster
+from conftest import Cluster
 
 MONITORING = "monitoring.coreos.com"
 
 
-def scrape_configuration(monitor: dict[str, Any], cluster: Cluster) -> list[dict[str, Any]]:
-    """What the Prometheus operator would make of a ServiceMonitor, of the fields that ours has."""
-    found, namespace = [], monitor["metadata"]["namespace"]
-    for number, endpoint in enumerate(monitor["spec"]["endpoints"]):
-        login = {
-            name: cluster.secret(namespace, reference["name"])[reference["key"]]
-            for name, reference in endpoint["basicAuth"].items()
+def scrape_configuration(monitor: dict[str, Any], cluster: Cluster, targets: Path) -> list[dict[str, Any]]:
+    """What the Prometheus operator would make of a ServiceMonitor, of the fields that ours has.
+
+    Debian's Prometheus is built without discovery in Kubernetes, so that it reads the targets from a file.
+    """
+    [endpoint] = monitor["spec"]["endpoints"]
+    name, namespace = monitor["metadata"]["name"], monitor["metadata"]["namespace"]
+    login = {
+        field: cluster.secret(namespace, reference["name"])[reference["key"]]
+        for field, reference in endpoint["basicAuth"].items()
+    }
+    return [
+        {
+            "job_name": f"serviceMonitor/{namespace}/{name}/0",
+            "metrics_path": endpoint["path"],
+            "scrape_interval": endpoint["interval"],
+            "scrape_timeout": endpoint["scrapeTimeout"],
+            "basic_auth": login,
+            "file_sd_configs": [{"files": [str(targets)], "refresh_interval": "1s"}],
         }
-        keep = [
-            {
-                "action": "keep",
-                "source_labels": ["__meta_kubernetes_service_label_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)],
-                "regex": value,
-            }
-            for name, value in monitor["spec"]["selector"]["matchLabels"].items()
-        ]
-        keep.append(
-            {
-                "action": "keep",
-                "source_labels": ["__meta_kubernetes_endpoint_port_name"],
-                "regex": endpoint["port"],
-            }
-        )
-        labels = {"namespace": "namespace", "service": "service_name", "pod": "pod_name", "job": "service_name"}
-        named = [
-            {"source_labels": [f"__meta_kubernetes_{source}"], "target_label": label}
-            for label, source in labels.items()
-        ]
-        found.append(
-            {
-                "job_name": f"serviceMonitor/{namespace}/{monitor['metadata']['name']}/{number}",
-                "metrics_path": endpoint["path"],
-                "scrape_interval": endpoint["interval"],
-                "scrape_timeout": endpoint["scrapeTimeout"],
-                "basic_auth": login,
-                "kubernetes_sd_configs": [
-                    {
-                        "role": "endpoints",
-                        "kubeconfig_file": KUBECONFIG,
-                        "namespaces": {"names": monitor["spec"]["namespaceSelector"]["matchNames"]},
-                    }
-                ],
-                "relabel_configs": keep + named,
-            }
-        )
+    ]
+
+
+def discovered(monitor: dict[str, Any], cluster: Cluster) -> list[dict[str, Any]]:
+    """The targets that Prometheus would find for a ServiceMonitor: endpoints of the Services, by the port's name."""
+    from kubernetes import client
+
+    spec, slices, found = monitor["spec"], client.DiscoveryV1Api(cluster.api), []
+    selector = ",".join(f"{label}={value}" for label, value in spec["selector"]["matchLabels"].items())
+    for namespace in spec["namespaceSelector"]["matchNames"]:
+        for service in cluster.core.list_namespaced_service(namespace, label_selector=selector).items:
+            name = service.metadata.name
+            listed = slices.list_namespaced_endpoint_slice(
+                namespace, label_selector=f"kubernetes.io/service-name={name}"
+            )
+            found += [
+                {
+                    "targets": [f"{endpoint.addresses[0]}:{port.port}"],
+                    "labels": {"namespace": namespace, "service": name, "job": name, "pod": endpoint.target_ref.name},
+                }
+                for part in listed.items
+                for port in part.ports or []
+                if port.name == spec["endpoints"][0]["port"]
+                for endpoint in part.endpoints or []
+            ]
     return found
 
 
@@ -75,9 +75,11 @@ class Prometheus:
     """The process; what it has found can be asked for."""
 
     def __init__(self, folder: Path, monitor: dict[str, Any], rules: dict[str, Any], cluster: Cluster) -> None:
+        self.targets_file, self.ended = folder / "targets.json", threading.Event()
+        self.targets_file.write_text("[]")
         scrapes = [
-            scrape | {"scrape_interval": "2s", "scrape_timeout": "2s"}
-            for scrape in scrape_configuration(monitor, cluster)
+            scrape | {"scrape_interval": "3s", "scrape_timeout": "3s"}
+            for scrape in scrape_configuration(monitor, cluster, self.targets_file)
         ]
         (folder / "rules.yml").write_text(json.dumps(rules))
         configuration = {
@@ -95,6 +97,22 @@ class Prometheus:
             f"--web.listen-address=127.0.0.1:{self.port}",
         )
         self.processes.wait_for("prometheus", self.port)
+        self.discovery = threading.Thread(target=self._discover, args=(monitor, cluster))
+        self.discovery.start()
+
+    def _discover(self, monitor: dict[str, Any], cluster: Cluster) -> None:
+        while not self.ended.wait(1):
+            text = json.dumps(discovered(monitor, cluster))
+            if text != self.targets_file.read_text():
+                fresh = self.targets_file.with_suffix(".new")
+                fresh.write_text(text)
+                fresh.replace(self.targets_file)
+
+    def end(self) -> None:
+        """End it."""
+        self.ended.set()
+        self.discovery.join()
+        self.processes.end()
 
     def ask(self, what: str, **fields: str) -> Any:
         """An answer of its API."""

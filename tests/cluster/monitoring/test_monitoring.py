@@ -122,7 +122,7 @@ def prometheus(
     [monitor] = objects(cluster, "ServiceMonitor")
     running = Prometheus(tmp_path_factory.mktemp("prometheus"), monitor, hasty(rules), cluster)
     yield running
-    running.processes.end()
+    running.end()
 
 
 def test_promtool_finds_the_rules_right_and_tells_each_alert_in_its_time(rules: dict[str, Any], tmp_path: Path) -> None:
