@@ -23,6 +23,7 @@ options:
     description:
       - Objects that must not be there, each by its C(apiVersion), C(kind) and C(metadata). They are removed before
         others are applied, so that no autoscaler changes what is applied without it.
+      - Without a name in its metadata, all of the kind and namespace are meant that have its labels.
       - One without this project's label C(app.kubernetes.io/managed-by) is somebody else's, and is left.
     type: list
     elements: dict

@@ -61,29 +61,37 @@ def apply_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applie
 def remove_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Applied:
     """Remove the objects that are there, each named by its apiVersion, kind and metadata.
 
-    One that this project has not made is left, whoever gave it its name, and of a kind that the cluster does not know
-    there is none.
+    Without a name, all of the kind that have the labels are meant. One that this project has not made is left, whoever
+    gave it its name, and of a kind that the cluster does not know there is none.
 
     :raises Error: an object that the API server does not let go, with its kind and name.
     """
     applied, paths = Applied(), Paths(cluster)
     for manifest in objects:
-        name = named(manifest)
         if not paths.knows(manifest["apiVersion"], manifest["kind"]):
             continue
-        path = paths.of(manifest)
         try:
-            before = cluster.get(path)
-            if before is None or (before["metadata"].get("labels") or {}).get(MANAGED_BY) != FIELD_MANAGER:
-                continue
-            if not check_mode:
-                cluster.delete(path, before["metadata"]["uid"])
+            for before in found(cluster, paths, manifest):
+                name = named(before)
+                if not check_mode:
+                    cluster.delete(paths.of(before), before["metadata"]["uid"])
+                applied.changes.append(f"removed {name}")
+                shown_before, _ = shown(before, before)
+                applied.diffs.append({"before_header": name, "after_header": name, "before": shown_before, "after": {}})
         except ApiError as error:
-            raise Error(f"{name}: {error}") from None
-        applied.changes.append(f"removed {name}")
-        shown_before, _ = shown(before, before)
-        applied.diffs.append({"before_header": name, "after_header": name, "before": shown_before, "after": {}})
+            raise Error(f"{named(manifest)}: {error}") from None
     return applied
+
+
+def found(cluster: Cluster, paths: Paths, manifest: dict) -> list[dict]:
+    """The objects of this project that a manifest names, or, without a name, that have its labels."""
+    if "name" in manifest["metadata"]:
+        items = [cluster.get(paths.of(manifest))]
+    else:
+        labels = ",".join(f"{name}={value}" for name, value in sorted(manifest["metadata"]["labels"].items()))
+        kind = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"]}
+        items = [{**kind, **item} for item in cluster.items(paths.collection(manifest), labelSelector=labels)]
+    return [item for item in items if item and (item["metadata"].get("labels") or {}).get(MANAGED_BY) == FIELD_MANAGER]
 
 
 def release_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> list[str]:
@@ -132,10 +140,15 @@ class Paths:
         :raises Error: the manifest is none, or the cluster does not know its kind.
         """
         try:
-            version, kind, metadata = manifest["apiVersion"], manifest["kind"], manifest["metadata"]
-            name, namespace = metadata["name"], metadata.get("namespace")
+            name = manifest["metadata"]["name"]
+            return f"{self.collection(manifest)}/{name}"
         except (KeyError, TypeError):
             raise Error("an object lacks apiVersion, kind or metadata.name") from None
+
+    def collection(self, manifest: dict) -> str:
+        """The path of all objects of the manifest's kind, in its namespace."""
+        version, kind, metadata = manifest["apiVersion"], manifest["kind"], manifest["metadata"]
+        name, namespace = metadata.get("name", ""), metadata.get("namespace")
         resource = self.knows(version, kind)
         if resource is None:
             raise Error(f"{kind} {name}: the cluster has no {kind} in {version}")
@@ -143,7 +156,7 @@ class Paths:
             raise Error(f"{kind} {name}: metadata.namespace is missing")
         root = api_root(version)
         prefix = f"{root}/namespaces/{namespace}" if resource["namespaced"] else root
-        return f"{prefix}/{resource['name']}/{name}"
+        return f"{prefix}/{resource['name']}"
 
     def knows(self, version: str, kind: str) -> dict | None:
         """What the API says of a kind, or None where the cluster does not know it."""

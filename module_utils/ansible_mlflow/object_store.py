@@ -7,7 +7,9 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import Error, MissingLibraryError, one_line
 
@@ -324,6 +326,40 @@ class Store:
             self.ask(self._admin.attach_policy, [wanted], user=access_key)
         if others:
             self.ask(self._admin.detach_policy, others, user=access_key)
+
+    def versions(self, bucket: str, prefix: str = "") -> Iterator[Any]:
+        """Every version of every object, and every mark of a deletion; none where there is no bucket."""
+        listed = self._client.list_objects(bucket, prefix=prefix, recursive=True, include_version=True)
+        while True:
+            try:
+                item = self.ask(next, listed, None)
+            except Refusal as refusal:
+                if refusal.code == "NoSuchBucket":
+                    return
+                raise
+            if item is None:
+                return
+            yield item
+
+    def delete_versions(self, bucket: str, versions: Iterable[Any]) -> list[str]:
+        """Delete versions for good, a thousand at a time, and also those that are locked in governance mode.
+
+        :returns: what the server refused, an object and a reason each.
+        """
+        from minio.deleteobjects import DeleteObject
+
+        wanted = (DeleteObject(item.object_name, item.version_id) for item in versions)
+        errors = self._client.remove_objects(bucket, wanted, bypass_governance_mode=True)
+        return self.ask(lambda: [f"{error.name}: {error.code}" for error in errors])
+
+    def remove_bucket(self, bucket: str) -> None:
+        self.ask(self._client.remove_bucket, bucket)
+
+    def remove_user(self, access_key: str) -> None:
+        self.ask(self._admin.user_remove, access_key)
+
+    def remove_policy(self, name: str) -> None:
+        self.ask(self._admin.policy_remove, name)
 
     def quota(self, bucket: str) -> int:
         """Bytes that the bucket may hold; 0 for any number."""

@@ -135,6 +135,18 @@ def spread(key: str, *, selector: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def labelled(kinds: list[dict[str, str]], *, namespace: str, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """All objects of some kinds that have the labels, as the module mlflow_apply removes them.
+
+    Args:
+        kinds: `apiVersion` and `kind` of each.
+        namespace: Where they are.
+        labels: What they are labelled with.
+    """
+    metadata = {"namespace": namespace, "labels": labels}
+    return [{"apiVersion": kind["apiVersion"], "kind": kind["kind"], "metadata": metadata} for kind in kinds]
+
+
 class FilterModule:
     """Ansible's list of the filters here."""
 
@@ -147,6 +159,7 @@ class FilterModule:
             "mlflow_variables_from": variables_from,
             "mlflow_allowed_hosts": allowed_hosts,
             "mlflow_memory_megabytes": memory_megabytes,
+            "mlflow_labelled": labelled,
             "mlflow_unwanted_objects": unwanted_objects,
             "mlflow_server_spread": spread,
         }

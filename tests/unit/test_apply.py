@@ -34,6 +34,7 @@ SCALER = {
     "metadata": {"name": "mlflow", "namespace": "mlflow-dev"},
     "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "mlflow"}, "minReplicas": 2, "maxReplicas": 4},
 }
+LABEL = "app.kubernetes.io/managed-by"
 NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mlflow-dev"}}
 
 
@@ -66,6 +67,16 @@ class FakeCluster:
             self.writes += 1
             self.objects[path] = served(body)
         return served(body)
+
+    def items(self, path: str, labelSelector: str) -> list[dict]:
+        # The API leaves kind and apiVersion out of a list's items.
+        return [
+            {key: value for key, value in item.items() if key not in ("apiVersion", "kind")}
+            for key_of, item in copy.deepcopy(self.objects).items()
+            if key_of.startswith(f"{path}/")
+            and {f"{key}={value}" for key, value in item["metadata"].get("labels", {}).items()}
+            >= set(labelSelector.split(","))
+        ]
 
     def delete(self, path: str, uid: str) -> None:
         assert self.objects.pop(path)["metadata"]["uid"] == uid
@@ -264,3 +275,16 @@ def test_replicas_are_given_up_again_where_somebody_else_writes_at_the_same_mome
     cluster.conflicts = 99
     with pytest.raises(Error, match="Deployment mlflow: the object has been modified"):
         apply_all(cluster, [DEPLOYMENT, SCALER], check_mode=False)
+
+
+def test_all_that_have_the_labels_go_but_nothing_of_somebody_else() -> None:
+    ours = {"app.kubernetes.io/managed-by": "ansible-mlflow", "app.kubernetes.io/instance": "dev"}
+    labelled = {**CONFIG, "metadata": {**CONFIG["metadata"], "labels": ours}}
+    foreign = {**CONFIG, "metadata": {**CONFIG["metadata"], "name": "other", "labels": {**ours, LABEL: "helm"}}}
+    cluster = FakeCluster(labelled, foreign)
+    metadata = {"namespace": "mlflow-dev", "labels": {"app.kubernetes.io/instance": "dev"}}
+    meant = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    assert remove_all(cluster, [meant], check_mode=True).changes == ["removed ConfigMap config"]
+    assert cluster.writes == 0
+    assert remove_all(cluster, [meant], check_mode=False).changes == ["removed ConfigMap config"]
+    assert remove_all(cluster, [meant], check_mode=False).changes == []
