@@ -35,7 +35,7 @@ demo: $(DEMO_NEEDS) ## A real Kubernetes on this machine, MLflow on it, proven b
 .PHONY: test
 test: ## Lint, unit tests, and Molecule on a real Kubernetes on this machine
 	@rm -rf .cache/junit
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory -j2 --output-sync=line lint unit
 	@$(MAKE) --no-print-directory molecule
 	@python tests/count.py .cache/junit
 
@@ -49,7 +49,10 @@ test-full: DATA := test
 test-full: MLFLOW_VERSIONS += $(UPGRADE_FULL)
 test-full: cluster client servers ## What takes longer: backups, every old release, every fault in the middle of an upgrade
 	molecule test --scenario-name backup
+	MLFLOW_TEST_FULL=true molecule test --scenario-name default
 	MLFLOW_TEST_FULL=true molecule test --scenario-name security
+	MLFLOW_TEST_FULL=true molecule test --scenario-name integrations
+	MLFLOW_TEST_FULL=true molecule test --scenario-name gitops
 	MLFLOW_UPGRADE_FROM="$(UPGRADE_FULL)" MLFLOW_TEST_FULL=true molecule test --scenario-name upgrade
 
 .PHONY: lint
@@ -71,6 +74,7 @@ molecule: cluster client servers ## The Molecule scenarios, on the embedded clus
 	molecule test --scenario-name default
 	molecule test --scenario-name environments
 	molecule test --scenario-name security
+	molecule test --scenario-name integrations
 	molecule test --scenario-name gitops
 	MLFLOW_UPGRADE_FROM="$(UPGRADE_FROM)" molecule test --scenario-name upgrade
 

@@ -84,13 +84,21 @@ def remove_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> Appli
 
 
 def found(cluster: Cluster, paths: Paths, manifest: dict) -> list[dict]:
-    """The objects of this project that a manifest names, or, without a name, that have its labels."""
-    if "name" in manifest["metadata"]:
-        items = [cluster.get(paths.of(manifest))]
-    else:
-        labels = ",".join(f"{name}={value}" for name, value in sorted(manifest["metadata"]["labels"].items()))
-        kind = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"]}
-        items = [{**kind, **item} for item in cluster.items(paths.collection(manifest), labelSelector=labels)]
+    """The objects of this project that a manifest names, or, without a name, that have its labels.
+
+    A user who may not read a kind has made none of it.
+    """
+    try:
+        if "name" in manifest["metadata"]:
+            items = [cluster.get(paths.of(manifest))]
+        else:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(manifest["metadata"]["labels"].items()))
+            kind = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"]}
+            items = [{**kind, **item} for item in cluster.items(paths.collection(manifest), labelSelector=labels)]
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return []
     return [item for item in items if item and (item["metadata"].get("labels") or {}).get(MANAGED_BY) == FIELD_MANAGER]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import urllib3
 from conftest import request
+
+# One that several threads share, and that it says it is full of, again and again, where they ask at the same moment.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 class Load(threading.Thread):

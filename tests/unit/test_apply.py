@@ -288,3 +288,16 @@ def test_all_that_have_the_labels_go_but_nothing_of_somebody_else() -> None:
     assert cluster.writes == 0
     assert remove_all(cluster, [meant], check_mode=False).changes == ["removed ConfigMap config"]
     assert remove_all(cluster, [meant], check_mode=False).changes == []
+
+
+def test_a_kind_that_the_user_may_not_read_has_nothing_to_remove(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(CONFIG)
+    served = cluster.get
+
+    def refuse(path: str) -> dict | None:
+        if path.endswith("/configmaps/config"):
+            raise ApiError("configmaps is forbidden", 403, "Forbidden")
+        return served(path)
+
+    monkeypatch.setattr(cluster, "get", refuse)
+    assert remove_all(cluster, [CONFIG], check_mode=False).changes == []

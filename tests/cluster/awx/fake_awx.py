@@ -217,7 +217,7 @@ class FakeAwx:
         for question in spec["spec"]:
             if {"type", "question_name", "variable", "required"} - set(question):
                 raise Refused(400, {"error": "a field is missing from survey question."})
-            expected = {"integer": int, "text": str, "multiplechoice": str}[question["type"]]
+            expected = {"integer": int, "text": str, "multiplechoice": str, "multiselect": str}[question["type"]]
             if not isinstance(question.get("default", expected()), expected):
                 raise Refused(400, {"error": f"Default value expected to be {question['type']}."})
             if question["type"] == "multiplechoice" and question["default"] not in question["choices"]:

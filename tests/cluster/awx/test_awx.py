@@ -71,7 +71,7 @@ def test_it_makes_what_the_files_say(awx: FakeAwx) -> None:
     assert run.status == 0, run.output
     assert TOKEN not in run.output
     assert awx.names("inventories") == ["mlflow stg and prod", "mlflow-dev", "mlflow-prod", "mlflow-stg"]
-    assert len(awx.names("job_templates")) == 19
+    assert len(awx.names("job_templates")) == 22
     check = awx.get("job_templates", "mlflow-prod check")
     assert (check["playbook"], check["job_type"], check["diff_mode"]) == ("site.yml", "check", True)
     assert check["inventory"] == awx.get("inventories", "mlflow-prod")["id"]

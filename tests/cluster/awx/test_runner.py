@@ -56,7 +56,9 @@ class Awx:
         self.folder = folder
         self.secrets = {name: random.token_hex(20) for name in NAMES}
         self.secrets["webhook_key"] = base64.urlsafe_b64encode(random.token_bytes(32)).decode()
-        bao.write("mlflow/prod", self.secrets)
+        # These are names.
+        ids = {"object_store_access_key": "mlflow-prod", "backup_access_key": "mlflow-backup-prod"}
+        bao.write("mlflow/prod", self.secrets | ids)
         login = bao.approle("prod")
         self.credentials = {
             "MLflow kubeconfig": {"kubeconfig": Path(KUBECONFIG).read_text()},
@@ -163,6 +165,7 @@ def test_prod_is_deployed_with_its_credentials_and_the_survey_s_answers(cluster:
     assert request("prod", "/api/2.0/mlflow/users/current", password=awx.secrets["admin_password"]).status == 200
 
 
+@pytest.mark.full
 def test_a_check_finds_nothing_to_change_and_a_verification_works(awx: Awx) -> None:
     run, _ = awx.launch("mlflow-prod check")
     assert (run.status, run.changed) == (0, 0), run.output
@@ -178,6 +181,7 @@ def test_a_restore_that_nobody_has_confirmed_is_refused(cluster: Cluster, awx: A
     assert cluster.apps.read_namespaced_deployment("mlflow-prod", "mlflow-prod").metadata.generation == before
 
 
+@pytest.mark.full
 def test_what_argo_cd_would_be_given_and_what_would_be_promoted_are_shown(awx: Awx) -> None:
     run, folder = awx.launch("mlflow-prod render")
     assert run.status == 0, run.output

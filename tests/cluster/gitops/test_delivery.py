@@ -170,6 +170,7 @@ def check_that_a_change_is_reported(delivery: Delivery, cluster: Cluster) -> Non
     wait_until(lambda: sync() == "Synced", 60, "stg is as it was")
 
 
+@pytest.mark.full
 def test_where_a_person_syncs_a_run_waits_for_that_and_reports_changes_by_hand(
     delivery: Delivery, cluster: Cluster
 ) -> None:
@@ -186,6 +187,7 @@ def test_where_a_person_syncs_a_run_waits_for_that_and_reports_changes_by_hand(
     check_that_a_change_is_reported(delivery, cluster)
 
 
+@pytest.mark.full
 def test_what_runs_is_promoted_to_another_environment_and_rendered_for_it(delivery: Delivery, tmp_path: Path) -> None:
     inventories = Path(shutil.copytree(ROOT / "inventories", tmp_path / "inventories", symlinks=True))
     own = {"mlflow_server_replicas": 2, "mlflow_gitops_automated": {}}

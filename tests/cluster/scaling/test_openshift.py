@@ -159,7 +159,9 @@ answer = [client.get_run(run.info.run_id).data.params, mlflow.artifacts.load_tex
 def test_every_pod_that_an_environment_starts_is_admitted_as_it_is_rendered(
     cluster: Cluster, tmp_path: Path, args: tuple[str, ...], words: str
 ) -> None:
-    run = play("playbooks/render.yml", "dev", args=("-e", f"mlflow_gitops_repository={tmp_path}", *args))
+    repository = {"repository": tmp_path, "repository_url": "https://git.example.com/deployments.git"}
+    written = [word for name, value in repository.items() for word in ("-e", f"mlflow_gitops_{name}={value}")]
+    run = play("playbooks/render.yml", "dev", args=(*written, *args))
     assert run.status == 0, run.output
     objects = [yaml.safe_load(file.read_text()) for file in (tmp_path / "environments/dev").glob("*.yaml")]
     specs = {

@@ -1,4 +1,4 @@
-"""An environment that is removed: what was not named stays, and comes back with the next run."""
+"""An environment that is removed, as the last of the tests here: what was not named stays, and comes back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_without_the_environments_name_nothing_is_removed(cluster: Cluster) -> N
         assert run.status == 2, run.output
         assert "-e mlflow_destroy_confirm=stg" in " ".join(run.output.split())
     run = destroy("stg", "--check", mlflow_destroy_confirm="stg", mlflow_destroy_data=ALL)
-    assert (run.status, run.changed) == (0, 4), run.output
+    assert (run.status, run.changed) == (0, 5), run.output
     assert cluster.everything("stg") == before
 
 
