@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from argocd import Processes, built, free_port
 from conftest import KUBECONFIG, ROOT, apply, wait_until
+from processes import Processes, built, free_port
 
 NAMESPACE = "projectcontour"
 GROUPS = ("projectcontour.io", "gateway.networking.k8s.io", "gateway.networking.x-k8s.io")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from argocd import Processes, built, free_port
 from conftest import KUBECONFIG, apply, wait_until
+from processes import Processes, built, free_port
 
 NAME, NAMESPACE, GROUP, VERSION = "metrics-server", "kube-system", "metrics.k8s.io", "v1beta1"
 AUTHORITY = "/var/lib/ansible-mlflow/pki/ca.crt"

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 import secrets as random
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import urllib3
 from conftest import ROOT, wait_until
+from processes import free_port
 
 
 class Bao:
     """An OpenBao on this machine, which keeps everything in memory and ends with the tests."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         self.url, self.root, self.log = f"http://{address}", f"root-{random.token_hex(8)}", folder / "log"
         options = ("-dev-no-store-token", f"-dev-root-token-id={self.root}", f"-dev-listen-address={address}")
         with self.log.open("w") as log:
@@ -38,6 +37,11 @@ class Bao:
         )
         assert answer.status < 300, answer.data
         return answer.json() if answer.data else None
+
+    def end(self) -> None:
+        """End it, and what it keeps."""
+        self.process.terminate()
+        self.process.wait(timeout=10)
 
     def write(self, path: str, data: dict[str, str]) -> None:
         """Put a secret into the engine that a development server has."""

@@ -45,8 +45,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bao]:
     running = Bao(tmp_path_factory.mktemp("bao"))
     running.policy("prod", "mlflow/prod")
     yield running
-    running.process.terminate()
-    running.process.wait(timeout=10)
+    running.end()
 
 
 class Awx:

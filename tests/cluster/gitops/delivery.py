@@ -82,8 +82,7 @@ class Delivery:
         """End all that this has started."""
         os.environ.pop("VAULT_TOKEN", None)
         self.argo.end()
-        self.bao.process.terminate()
-        self.bao.process.wait(timeout=10)
+        self.bao.end()
 
     def run(self, playbook: str, *environments: str, args: tuple[str, ...] = (), **more: object) -> Run:
         """Run a playbook, which commits and pushes what it renders."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from argocd import Processes, built, free_port
 from conftest import Cluster
+from processes import Processes, built, free_port
 
 MONITORING = "monitoring.coreos.com"
 

@@ -15,8 +15,8 @@ import pytest
 import urllib3
 import yaml
 from alerts import rule_tests
-from argocd import built
 from conftest import Cluster, Run, apply, mlflow_client, play, request, wait_until
+from processes import built
 from prometheus import MONITORING, Prometheus, hasty, promtool
 
 ON = ("-e", "mlflow_server_monitoring=true", "-e", '{"mlflow_server_monitoring_labels": {"release": "ours"}}')

@@ -7,7 +7,6 @@ import importlib
 import io
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from authority import Authority
 from conftest import DATABASE_PORTS, KUBECONFIG, ROOT, Cluster, site, wait_until
+from processes import free_port
 
 sys.path.insert(0, str(ROOT / "library"))
 
@@ -43,8 +43,7 @@ class Server:
     """A PostgreSQL 18 on this machine, which ends with the tests."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.data = folder, folder / "data"
         # It does not run as root, and a user without rights may not be let into this checkout.
         needless = shutil.ignore_patterns("include", "doc", "man", "locale", "pgxs", "*.a", "*.py", "vector*")

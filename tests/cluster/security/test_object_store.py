@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import minio
@@ -23,6 +22,7 @@ from minio.commonconfig import ENABLED, Filter
 from minio.error import S3Error
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.versioningconfig import SUSPENDED, VersioningConfig
+from processes import built, free_port
 
 sys.path.insert(0, str(ROOT / "library"))
 
@@ -228,18 +228,9 @@ ROOT_KEY = {"ROOT_ACCESS_KEY_ID": "root", "ROOT_SECRET_ACCESS_KEY": "root-secret
 @pytest.fixture(scope="module")
 def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A versitygw with the keys mlflow and other; its endpoint."""
-    listed = subprocess.run(
-        [sys.executable, ROOT / "roles/embedded_cluster/files/build.py", "--list"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    [path] = [part["path"] for part in json.loads(listed.stdout)["parts"] if part["name"] == "versitygw"]
-    program = Path(path) / "versitygw"
+    program = built("versitygw") / "versitygw"
     folders = {name: tmp_path_factory.mktemp(name) for name in ("data", "metadata", "versions", "users")}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     storage = ["--sidecar", folders["metadata"], "--versioning-dir", folders["versions"], folders["data"]]
     with subprocess.Popen(

@@ -46,8 +46,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bao]:
     running = Bao(tmp_path_factory.mktemp("bao"))
     running.policy("dev", "mlflow/dev")
     yield running
-    running.process.terminate()
-    running.process.wait(timeout=10)
+    running.end()
 
 
 def by_name(cluster: Cluster) -> dict[str, str]:
