@@ -231,10 +231,7 @@ def ensure(module: AnsibleModule) -> dict:
             module.warn(f"{error}: what would change is told as if MLflow had no user but the administrator")
     for warning in outcome.warnings:
         module.warn(warning)
-    result = {"changed": bool(outcome.changes), "changes": outcome.changes}
-    if module._diff:
-        result["diff"] = {"before": outcome.before, "after": outcome.after}
-    return result
+    return {"changes": outcome.changes, "diff": {"before": outcome.before, "after": outcome.after}}
 
 
 def main() -> None:

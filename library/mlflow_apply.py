@@ -101,11 +101,7 @@ def apply(module: AnsibleModule) -> dict:
     removed = remove_all(cluster, params["removed"], module.check_mode)
     applied = apply_all(cluster, params["objects"], module.check_mode)
     released = release_all(cluster, params["released"], module.check_mode)
-    changes = removed.changes + applied.changes + released
-    result = {"changed": bool(changes), "changes": changes}
-    if module._diff:
-        result["diff"] = removed.diffs + applied.diffs
-    return result
+    return {"changes": removed.changes + applied.changes + released, "diff": removed.diffs + applied.diffs}
 
 
 def main() -> None:

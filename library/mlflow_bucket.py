@@ -190,10 +190,8 @@ def ensure(module: AnsibleModule) -> dict:
         module.warn(warning)
     for sentence in outcome.not_done:
         module.warn(f"{endpoint.url}, bucket {wanted.bucket}: could not be done: {sentence}")
-    result = {"changed": bool(outcome.changes), "changes": outcome.changes, "not_done": outcome.not_done}
-    if module._diff:
-        result["diff"] = {"before": outcome.before, "after": outcome.after}
-    return result
+    diff = {"before": outcome.before, "after": outcome.after}
+    return {"changes": outcome.changes, "not_done": outcome.not_done, "diff": diff}
 
 
 def main() -> None:

@@ -229,16 +229,13 @@ def ensure(module: AnsibleModule) -> dict:
             outcome = Administration(server, admin, wanted, module.check_mode).apply()
         else:
             outcome = Check(server, wanted).apply()
-    result = {
-        "changed": bool(outcome.changes),
+    return {
         "changes": outcome.changes,
         "server_version": outcome.server_version,
         "revisions": outcome.revisions,
         "artifact_roots": dict(outcome.artifact_roots),
+        "diff": {"before": outcome.before, "after": outcome.after},
     }
-    if module._diff:
-        result["diff"] = {"before": outcome.before, "after": outcome.after}
-    return result
 
 
 def main() -> None:

@@ -104,10 +104,7 @@ def delete(module: AnsibleModule) -> dict:
     with reach_service(endpoint.host, endpoint.port, params["reach"], cluster) as address:
         admin = object_store.Store(endpoint, address, params["region"], *key)
         outcome = object_store_delete.delete(admin, *what, module.check_mode)
-    result = {"changed": bool(outcome.changes), "changes": outcome.changes}
-    if module._diff:
-        result["diff"] = {"before": outcome.before, "after": {}}
-    return result
+    return {"changes": outcome.changes, "diff": {"before": outcome.before, "after": {}}}
 
 
 def main() -> None:

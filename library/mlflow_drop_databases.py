@@ -114,10 +114,7 @@ def drop(module: AnsibleModule) -> dict:
     with reach_service(params["host"], params["port"], params["reach"], cluster) as address:
         server = database.Server(params["host"], params["port"], address, tls)
         outcome = database_drop.drop(server, admin, *what, module.check_mode)
-    result = {"changed": bool(outcome.changes), "changes": outcome.changes}
-    if module._diff:
-        result["diff"] = {"before": outcome.before, "after": outcome.after}
-    return result
+    return {"changes": outcome.changes, "diff": {"before": outcome.before, "after": outcome.after}}
 
 
 def main() -> None:

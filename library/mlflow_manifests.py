@@ -65,10 +65,7 @@ ARGUMENTS = {
 
 def write(module: AnsibleModule) -> dict:
     written = write_all(module.params["directory"], module.params["folders"], module.check_mode)
-    result = {"changed": bool(written.changes), "changes": written.changes}
-    if module._diff:
-        result["diff"] = written.diffs
-    return result
+    return {"changes": written.changes, "diff": written.diffs}
 
 
 def main() -> None:

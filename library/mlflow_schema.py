@@ -225,11 +225,10 @@ def bring_up_to_date(module: AnsibleModule) -> dict:
     work = schema.check if params["state"] == "checked" else schema.upgrade
     done = work(Cluster(params["kubeconfig"], params["context"]), plan, stores)
     result = {
-        "changed": bool(done.changes),
         **{key: getattr(done, key) for key in ("changes", "before", "after", "pending", "plan", "job_ran")},
         **{key: getattr(done, key) for key in ("stopped_at", "report", "log")},
     }
-    if module._diff and done.changes:
+    if done.changes:
         result["diff"] = {"before": done.before, "after": done.after}
     return result
 

@@ -115,13 +115,14 @@ def release_all(cluster: Cluster, objects: list[dict], check_mode: bool) -> list
     for manifest in objects:
         name, path = named(manifest), paths.of(manifest)
         try:
-            managers = appliers(cluster.get(path) or {})
+            item = cluster.get(path)
+            managers = appliers(item or {})
             if FIELD_MANAGER not in managers or len(managers) == 1:
                 continue
             metadata = {key: manifest["metadata"][key] for key in ("name", "namespace") if key in manifest["metadata"]}
             bare = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
             if manifest["kind"] == "Deployment" and not check_mode:
-                give_up_replicas(cluster, path, cluster.get(path))
+                give_up_replicas(cluster, path, item)
             cluster.apply(path, bare, dry_run=check_mode)
         except ApiError as error:
             raise Error(f"{name}: {error}") from None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 
-from .apply import Paths
+from .apply import MANAGED_BY, Paths
 from .errors import Error
-from .kubernetes import ApiError, Cluster
+from .kubernetes import FIELD_MANAGER, ApiError, Cluster
 
 NODE_PORTS = range(30000, 32768)
 OPENSHIFT_GROUP = "security.openshift.io"
 # The namespaces of this project, and the Secrets that each environment has.
-OURS = "app.kubernetes.io/managed-by=ansible-mlflow"
+OURS = f"{MANAGED_BY}={FIELD_MANAGER}"
 SECRETS = ("mlflow-secrets", "mlflow-maintenance", "mlflow-users")
 
 

@@ -172,6 +172,11 @@ def read(connection, name: str, wanted: Wanted) -> Facts:
     )
 
 
+def mark_of(environment: str) -> str:
+    """The comment by which a database says that it is an environment's."""
+    return f"MLflow environment {environment}"
+
+
 def refuse_occupied(name: str, comment: str | None, wanted: Wanted) -> None:
     """Refuse a database that another environment's run has marked: two would write into one another's data."""
     mark = MARK.fullmatch(comment or "")
@@ -378,7 +383,7 @@ def marks(facts: Facts, wanted: Wanted) -> list[Change]:
     """Say in the database whose it is, unless it has a comment of somebody else's."""
     if not wanted.environment or facts.comment:
         return []
-    comment = f"MLflow environment {wanted.environment}"
+    comment = mark_of(wanted.environment)
     text = comment.replace("'", "''")
     statement = f"COMMENT ON DATABASE {quoted(facts.name)} IS '{text}'"
     key = f"database {facts.name}, comment"

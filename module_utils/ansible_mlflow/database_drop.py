@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .database import Outcome, Server, check_identifier, connect, quoted, rows
-from .database_contents import COMMENTS, MARK
+from .database_contents import COMMENTS, mark_of
 from .errors import Error
 
 # Roles that hold something in databases that are not dropped here.
@@ -56,9 +56,8 @@ def drop(
 
 def refuse_other(name: str, comment: str | None, environment: str) -> None:
     """Refuse a database that no run for this environment has marked as its own."""
-    mark = MARK.fullmatch(comment or "")
-    if not mark or mark[1] != environment:
+    if comment != mark_of(environment):
         raise Error(
             f"database {name} is not marked as that of environment {environment} (its comment is {comment!r}); nothing "
-            f"was dropped; if it is, run COMMENT ON DATABASE {quoted(name)} IS 'MLflow environment {environment}'"
+            f"was dropped; if it is, run COMMENT ON DATABASE {quoted(name)} IS '{mark_of(environment)}'"
         )

@@ -39,7 +39,8 @@ def run(module, function) -> None:
     """Run ``function(module)`` and leave the module with its result or with the error's one line.
 
     :param module: the AnsibleModule.
-    :param function: takes the module, returns the dict of return values, raises :class:`Error`.
+    :param function: takes the module, returns the dict of return values, raises :class:`Error`. Where these have
+        ``changes``, the module has changed something if there are any; ``diff`` is shown to who has asked for it.
     """
     try:
         result = function(module)
@@ -50,4 +51,8 @@ def run(module, function) -> None:
     except Error as error:
         module.fail_json(msg=str(error), **error.details)
     else:
+        if "changes" in result:
+            result["changed"] = bool(result["changes"])
+        if not module._diff:
+            result.pop("diff", None)
         module.exit_json(**result)

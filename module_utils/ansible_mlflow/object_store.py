@@ -327,18 +327,10 @@ class Store:
         if others:
             self.ask(self._admin.detach_policy, others, user=access_key)
 
-    def versions(self, bucket: str, prefix: str = "") -> Iterator[Any]:
-        """Every version of every object, and every mark of a deletion; none where there is no bucket."""
-        listed = self._client.list_objects(bucket, prefix=prefix, recursive=True, include_version=True)
-        while True:
-            try:
-                item = self.ask(next, listed, None)
-            except Refusal as refusal:
-                if refusal.code == "NoSuchBucket":
-                    return
-                raise
-            if item is None:
-                return
+    def versions(self, bucket: str) -> Iterator[Any]:
+        """Every version of every object, and every mark of a deletion."""
+        listed = self._client.list_objects(bucket, recursive=True, include_version=True)
+        while (item := self.ask(next, listed, None)) is not None:
             yield item
 
     def delete_versions(self, bucket: str, versions: Iterable[Any]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from . import object_store_lifecycle as lifecycle
 from .errors import Error, one_line
 from .object_store import Refusal, Store
-from .object_store_policy import allows_anonymous, normalised, policy_for
+from .object_store_policy import allows_anonymous, normalised, policy_for, policy_name
 
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 HOURS = {"h": 1, "m": 1 / 60, "s": 1 / 3600}
@@ -127,14 +127,14 @@ def _ensure_key(
     admin: Store, own: Store, secret_key: str, user: dict | None, wanted: Wanted, check_mode: bool, outcome: Outcome
 ) -> None:
     """The key, its secret, and one policy on it."""
-    key, policy_name = own.access_key, f"{wanted.bucket}-{own.access_key}"
-    policy, right_policy = admin.policy(policy_name), policy_for(wanted.bucket, wanted.append_only)
+    key, name = own.access_key, policy_name(wanted.bucket, own.access_key)
+    policy, right_policy = admin.policy(name), policy_for(wanted.bucket, wanted.append_only)
     if policy is None or normalised(policy) != normalised(right_policy):
         before = "absent" if policy is None else normalised(policy)
         verb = "created" if policy is None else "corrected"
-        outcome.note(f"{verb} policy {policy_name}", f"policy {policy_name}", before, normalised(right_policy))
+        outcome.note(f"{verb} policy {name}", f"policy {name}", before, normalised(right_policy))
         if not check_mode:
-            admin.set_policy(policy_name, right_policy)
+            admin.set_policy(name, right_policy)
 
     attached = [entry for entry in ((user or {}).get("policyName") or "").split(",") if entry]
     if user is None:
@@ -149,14 +149,14 @@ def _ensure_key(
     if secret_key and not check_mode:
         admin.set_user(key, secret_key)
 
-    if attached != [policy_name]:
-        others = ", ".join(entry for entry in attached if entry != policy_name)
-        sentence = f"attached policy {policy_name} to access key {key}"
+    if attached != [name]:
+        others = ", ".join(entry for entry in attached if entry != name)
+        sentence = f"attached policy {name} to access key {key}"
         if others:
-            sentence = f"left access key {key} no policy but {policy_name} (it had {others})"
-        outcome.note(sentence, f"access key {key}, policies", attached, [policy_name])
+            sentence = f"left access key {key} no policy but {name} (it had {others})"
+        outcome.note(sentence, f"access key {key}, policies", attached, [name])
         if not check_mode:
-            admin.attach_only(key, policy_name, attached)
+            admin.attach_only(key, name, attached)
     if user and user.get("memberOf"):
         groups = ", ".join(user["memberOf"])
         outcome.warnings.append(f"access key {key} has more rights: it is in the groups {groups}")

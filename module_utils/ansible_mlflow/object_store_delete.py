@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import Error
 from .object_store import Store
+from .object_store_bucket import Outcome
+from .object_store_policy import policy_name
 
 SHOWN = 3
-
-
-@dataclass
-class Outcome:
-    """What was deleted, or would be."""
-
-    changes: list[str] = field(default_factory=list)
-    before: dict = field(default_factory=dict)
 
 
 def delete(admin: Store, bucket: str, prefix: str, access_key: str, check_mode: bool) -> Outcome:
@@ -35,7 +28,7 @@ def delete(admin: Store, bucket: str, prefix: str, access_key: str, check_mode: 
         _note(outcome, f"access key {access_key}")
         if not check_mode:
             admin.remove_user(access_key)
-    policy = f"{bucket}-{access_key}"
+    policy = policy_name(bucket, access_key)
     if access_key and admin.policy(policy) is not None:
         _note(outcome, f"policy {policy}")
         if not check_mode:
@@ -77,5 +70,4 @@ def _delete_objects(admin: Store, bucket: str, prefix: str, check_mode: bool, ou
 
 
 def _note(outcome: Outcome, what: str) -> None:
-    outcome.changes.append(f"deleted {what}")
-    outcome.before[what] = "present"
+    outcome.note(f"deleted {what}", what, "present", "absent")

@@ -15,6 +15,11 @@ ROOT_LISTING = {"StringEquals": {"s3:delimiter": ["/"], "s3:prefix": [""]}}
 OBJECT_ACTIONS = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
 
 
+def policy_name(bucket: str, access_key: str) -> str:
+    """What the policy of a key on a bucket is called."""
+    return f"{bucket}-{access_key}"
+
+
 def policy_for(bucket: str, append_only: bool = False) -> dict:
     """The policy that allows exactly what MLflow needs on one bucket, or all of it but deleting objects."""
     arn = f"arn:aws:s3:::{bucket}"
