@@ -48,7 +48,9 @@ UPGRADE_FULL := 2.22.4 3.4.0 3.5.1 3.6.0 3.10.1 3.16.0
 test-full: DATA := test
 test-full: MLFLOW_VERSIONS += $(UPGRADE_FULL)
 test-full: cluster client servers ## What takes longer: backups, every old release, every fault in the middle of an upgrade
-	molecule test --scenario-name backup
+	MLFLOW_TEST_FULL=true molecule test --scenario-name day_two
+	MLFLOW_TEST_FULL=true molecule test --scenario-name environments
+	MLFLOW_TEST_FULL=true molecule test --scenario-name embedded_cluster
 	MLFLOW_TEST_FULL=true molecule test --scenario-name default
 	MLFLOW_TEST_FULL=true molecule test --scenario-name security
 	MLFLOW_TEST_FULL=true molecule test --scenario-name integrations
@@ -72,9 +74,10 @@ molecule: MLFLOW_VERSIONS += $(UPGRADE_FROM) $(UPGRADE_FAULTS_FROM)
 molecule: cluster client servers ## The Molecule scenarios, on the embedded cluster
 	molecule test --scenario-name embedded_cluster
 	molecule test --scenario-name default
-	molecule test --scenario-name environments
 	molecule test --scenario-name security
 	molecule test --scenario-name integrations
+	molecule test --scenario-name day_two
+	molecule test --scenario-name environments
 	molecule test --scenario-name gitops
 	MLFLOW_UPGRADE_FROM="$(UPGRADE_FROM)" molecule test --scenario-name upgrade
 

@@ -36,6 +36,11 @@ options:
     description: The secret key that MLflow uses.
     type: str
     required: true
+  former_access_key:
+    description:
+      - An access key that O(access_key) has taken the place of. It is removed with its policy on the bucket.
+      - It needs MinIO's administrator.
+    type: str
   append_only:
     description:
       - For backups - the key may read and add objects and delete none, and the bucket keeps what is overwritten as
@@ -150,6 +155,7 @@ ARGUMENTS = {
     # The names of keys are no secrets; masked, every message that names one would be unreadable.
     "access_key": {"type": "str", "required": True, "no_log": False},
     "secret_key": {"type": "str", "required": True, "no_log": True},
+    "former_access_key": {"type": "str", "no_log": False},
     "admin_access_key": {"type": "str", "no_log": False},
     "admin_secret_key": {"type": "str", "no_log": True},
 }
@@ -163,7 +169,8 @@ def wanted_of(params: dict) -> object_store_bucket.Wanted:
             raise Error(f"{option}: expected 0 to {MOST_DAYS} days, got {params[option]}")
     quota = object_store_bucket.parse_size(params["quota"]) if params["quota"] else None
     names = ("bucket", "append_only", "versioning", *DAYS)
-    return object_store_bucket.Wanted(**{name: params[name] for name in names}, quota=quota)
+    former = params["former_access_key"] or ""
+    return object_store_bucket.Wanted(**{name: params[name] for name in names}, quota=quota, former_access_key=former)
 
 
 def ensure(module: AnsibleModule) -> dict:

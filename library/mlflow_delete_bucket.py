@@ -13,18 +13,6 @@ description:
   - A bucket that has objects of others is kept, without those of the environment.
   - C(community.aws) and C(amazon.aws) delete buckets too, but need boto3, and know no way through the API server.
 options:
-  endpoint:
-    description: C(http://host[:port]) or C(https://host[:port]), without path or bucket.
-    type: str
-    required: true
-  region:
-    description: The region to sign for.
-    type: str
-    default: us-east-1
-  bucket:
-    description: The bucket.
-    type: str
-    required: true
   prefix:
     description: What the names of the environment's objects begin with; empty for all objects of the bucket.
     type: str
@@ -33,19 +21,12 @@ options:
     description: The access key that goes along, with its policy; empty to keep it.
     type: str
     default: ""
-  admin_access_key:
-    description: An administrator's access key of MinIO.
-    type: str
-    required: true
-  admin_secret_key:
-    description: The administrator's secret key.
-    type: str
-    required: true
 requirements:
   - minio >= 7.2
 extends_documentation_fragment:
   - mlflow
   - mlflow.reach
+  - mlflow.object_store_admin
 attributes:
   check_mode:
     description: It counts what it would delete, and deletes nothing.
@@ -74,35 +55,22 @@ changes:
   sample: ["deleted 1204 versions of objects in bucket mlflow, 73400320 bytes", deleted bucket mlflow]
 """
 
-from ansible.module_utils.ansible_mlflow import object_store, object_store_delete
+from ansible.module_utils.ansible_mlflow import administrators, object_store_delete
 from ansible.module_utils.ansible_mlflow.errors import run
-from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
-from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT, reach_service
 from ansible.module_utils.basic import AnsibleModule
 
 ARGUMENTS = {
-    **CONNECTION_ARGUMENTS,
-    "endpoint": {"type": "str", "required": True},
-    "reach": REACH_ARGUMENT,
-    "region": {"type": "str", "default": "us-east-1"},
-    "bucket": {"type": "str", "required": True},
+    **administrators.OBJECT_STORE_ARGUMENTS,
     "prefix": {"type": "str", "default": ""},
-    # The names of keys are no secrets; masked, every message that names one would be unreadable.
+    # Its name is no secret; masked, every message that names it would be unreadable.
     "access_key": {"type": "str", "default": "", "no_log": False},
-    "admin_access_key": {"type": "str", "required": True, "no_log": False},
-    "admin_secret_key": {"type": "str", "required": True, "no_log": True},
 }
 
 
 def delete(module: AnsibleModule) -> dict:
     params = module.params
-    endpoint = object_store.parse_endpoint(params["endpoint"])
-    object_store.check_bucket_name(params["bucket"])
-    cluster = Cluster(params["kubeconfig"], params["context"])
-    key = (params["admin_access_key"], params["admin_secret_key"])
     what = (params["bucket"], params["prefix"], params["access_key"])
-    with reach_service(endpoint.host, endpoint.port, params["reach"], cluster) as address:
-        admin = object_store.Store(endpoint, address, params["region"], *key)
+    with administrators.store(params) as admin:
         outcome = object_store_delete.delete(admin, *what, module.check_mode)
     return {"changes": outcome.changes, "diff": {"before": outcome.before, "after": {}}}
 

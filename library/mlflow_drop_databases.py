@@ -15,33 +15,14 @@ description:
   - C(community.postgresql.postgresql_db) drops a database too, but knows nothing of marks and of the way through the
     API server.
 options:
-  host:
-    description: Name or address of the server.
-    type: str
-    required: true
-  port:
-    description: Port of the server.
-    type: int
-    default: 5432
-  admin_username:
-    description: A superuser, or the role with CREATEROLE and CREATEDB that made them.
-    type: str
-    required: true
-  admin_password:
-    description: The administrator's password.
-    type: str
-    required: true
-  admin_database:
-    description: The database that the administrator connects to.
-    type: str
-    default: postgres
   databases:
     description: The databases.
     type: list
     elements: str
     required: true
   roles:
-    description: The roles.
+    description:
+      - The roles. The second logins that M(mlflow_database_login) has made for them go too, where a rotation broke off.
     type: list
     elements: str
     default: []
@@ -53,6 +34,7 @@ extends_documentation_fragment:
   - mlflow
   - mlflow.reach
   - mlflow.tls
+  - mlflow.database_admin
 attributes:
   check_mode:
     description: It reads what it would read and drops nothing.
@@ -83,36 +65,22 @@ changes:
   sample: [dropped database mlflow]
 """
 
-from ansible.module_utils.ansible_mlflow import database, database_drop
+from ansible.module_utils.ansible_mlflow import administrators, database_drop
 from ansible.module_utils.ansible_mlflow.errors import run
-from ansible.module_utils.ansible_mlflow.kubernetes import CONNECTION_ARGUMENTS, Cluster
-from ansible.module_utils.ansible_mlflow.tunnel import REACH_ARGUMENT, reach_service
 from ansible.module_utils.basic import AnsibleModule
 
 ARGUMENTS = {
-    **CONNECTION_ARGUMENTS,
-    "host": {"type": "str", "required": True},
-    "port": {"type": "int", "default": 5432},
-    "reach": REACH_ARGUMENT,
-    "admin_username": {"type": "str", "required": True},
-    "admin_password": {"type": "str", "required": True, "no_log": True},
-    "admin_database": {"type": "str", "default": "postgres"},
+    **administrators.DATABASE_ARGUMENTS,
     "databases": {"type": "list", "elements": "str", "required": True},
     "roles": {"type": "list", "elements": "str", "default": []},
     "environment": {"type": "str", "required": True},
-    **database.TLS_ARGUMENTS,
 }
 
 
 def drop(module: AnsibleModule) -> dict:
     params = module.params
-    tls = database.Tls(params["tls_mode"], params["ca_certificate"])
-    tls.check()
-    admin = tuple(params[f"admin_{name}"] for name in ("username", "password", "database"))
     what = (params["databases"], params["roles"], params["environment"])
-    cluster = Cluster(params["kubeconfig"], params["context"])
-    with reach_service(params["host"], params["port"], params["reach"], cluster) as address:
-        server = database.Server(params["host"], params["port"], address, tls)
+    with administrators.database_server(params) as (server, admin):
         outcome = database_drop.drop(server, admin, *what, module.check_mode)
     return {"changes": outcome.changes, "diff": {"before": outcome.before, "after": outcome.after}}
 

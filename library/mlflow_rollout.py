@@ -24,10 +24,11 @@ options:
   state:
     description:
       - C(complete) waits for the rollout, and changes nothing.
+      - C(replaced) waits for the rollout, and until the pods of before, which answer their last requests, have ended.
       - C(stopped) scales to 0 and waits until no pod is left, so that nothing uses the databases. A Deployment that is
         not there is stopped.
     type: str
-    choices: [complete, stopped]
+    choices: [complete, replaced, stopped]
     default: complete
   timeout:
     description: How many seconds to wait.
@@ -62,7 +63,7 @@ EXAMPLES = r"""
 RETURN = r"""
 ready:
   description: Number of ready replicas.
-  returned: success with state C(complete), not in check mode
+  returned: success, not with state C(stopped) and not in check mode
   type: int
 finished:
   description: When it was done, in seconds since 1970.
@@ -74,7 +75,7 @@ seconds:
   type: float
 image:
   description: Image of the first container.
-  returned: success with state C(complete), not in check mode
+  returned: success, not with state C(stopped) and not in check mode
   type: str
 """
 
@@ -89,7 +90,7 @@ ARGUMENTS = {
     **CONNECTION_ARGUMENTS,
     "namespace": {"type": "str", "required": True},
     "name": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["complete", "stopped"], "default": "complete"},
+    "state": {"type": "str", "choices": ["complete", "replaced", "stopped"], "default": "complete"},
     "timeout": {"type": "int", "default": 300},
 }
 
@@ -106,7 +107,10 @@ def follow(module: AnsibleModule) -> dict:
     if stop:
         changed = rollout.stop()
         return {"changed": changed, "seconds": rollout.waiter.seconds, "finished": time.time()}
-    return {"changed": False, **rollout.wait(), "finished": time.time()}
+    outcome = rollout.wait()
+    if params["state"] == "replaced":
+        outcome["seconds"] = rollout.wait_for_former()
+    return {"changed": False, **outcome, "finished": time.time()}
 
 
 def main() -> None:

@@ -34,7 +34,13 @@ def page() -> str:
     import conftest  # noqa: F401
 
     parts = [INTRODUCTION]
-    for title, rows in (("Settings", settings()), ("Secrets", secrets()), ("Users and roles of MLflow", people())):
+    for title, rows in (
+        ("Settings", settings()),
+        ("Secrets", secrets()),
+        ("Rotation of secrets", rotations()),
+        ("Users and roles of MLflow", people()),
+        ("A promoted model", models()),
+    ):
         parts.append(f"\n## {title}\n| given | the run says |\n| --- | --- |\n")
         parts += [f"| {cell(given)} | {cell(said)} |\n" for given, said in rows]
     return "".join(parts)
@@ -94,6 +100,19 @@ def secrets() -> list[tuple[str, str]]:
     return rows
 
 
+def rotations() -> list[tuple[str, str]]:
+    """What cannot be rotated, and what is said of it."""
+    from test_rotation import BAD_ROTATIONS, planned
+
+    rows = []
+    for case, given, _ in BAD_ROTATIONS:
+        options = dict(case)
+        asked = options.pop("asked")
+        [said] = planned(*asked, **options)["problems"]
+        rows.append((f"`mlflow_rotation_secrets: {shown(asked)}`{given}", said))
+    return rows
+
+
 def people() -> list[tuple[str, str]]:
     """Users and roles that cannot be, and what is said of them."""
     from test_access import BAD_PEOPLE, problems
@@ -103,6 +122,18 @@ def people() -> list[tuple[str, str]]:
         said = next(problem for problem in problems(users, roles) if message in problem)
         given = {"mlflow_access_users": users, "mlflow_access_roles": roles}
         rows.append((", ".join(f"`{name}: {shown(value)}`" for name, value in given.items() if value), said))
+    return rows
+
+
+def models() -> list[tuple[str, str]]:
+    """What cannot be promoted, and what is said of it."""
+    from test_model_promotion import BAD_PROMOTIONS, GOOD, promotion
+
+    rows = []
+    for values, _ in BAD_PROMOTIONS:
+        [said] = promotion.model_promotion_problems(GOOD | values, ["dev", "stg"])
+        given = {f"mlflow_model_promotion_{name}": value for name, value in values.items()}
+        rows.append((", ".join(f"`{name}: {shown(value)}`" for name, value in given.items()), said))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -12,12 +13,15 @@ from .errors import Error, MissingLibraryError, one_line
 
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 30
+# MLflow hangs up after five seconds without a request, which a tunnel learns too late.
+IDLE_SECONDS = 2
 # The server hashes as many passwords at once as it has cores to spare; more would only wait there.
 LOGINS_AT_ONCE = 4
 # Roles belong to a workspace. Where workspaces are turned off, as they are by default, it is this one.
 WORKSPACE = "default"
 # One answer that tells whether a login is right, who there is, and what each may do.
 USERS = "2.0/mlflow/users/list"
+UPDATE = "2.0/mlflow/users/update-password"
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,11 @@ class Server:
         self._host = f"{host}:{port}"
         self._prefix = prefix
         self.url = f"http://{self._host}{prefix}"
-        self._pool = urllib3.HTTPConnectionPool(
-            *address,
-            maxsize=LOGINS_AT_ONCE,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
-            retries=urllib3.Retry(total=2, backoff_factor=0.5, status_forcelist=[503], raise_on_status=False),
-        )
+        retries = urllib3.Retry(total=2, backoff_factor=0.5, status_forcelist=[503], raise_on_status=False)
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
+        options = {"maxsize": LOGINS_AT_ONCE, "timeout": timeout, "retries": retries}
+        self._connect = lambda: urllib3.HTTPConnectionPool(*address, **options)
+        self._pool, self._answered = self._connect(), time.monotonic()
         self.login = ("", "")
 
     def send(self, method: str, path: str, values: dict, login: tuple[str, str] | None = None) -> tuple[int, dict]:
@@ -99,12 +102,16 @@ class Server:
         headers = {"Authorization": f"Basic {token}", "Host": self._host}
         content = {"fields": values} if method == "GET" else {"json": values}
         target = f"{self._prefix}/api/{path}"
+        # A request on a connection that the server has hung up is lost, and only some may be sent once more.
+        if time.monotonic() - self._answered > IDLE_SECONDS:
+            self._pool = self._connect()
         try:
             answer = self._pool.request(method, target, headers=headers, redirect=False, **content)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Error(
                 f"{self.url} does not answer: {one_line(getattr(error, 'reason', None) or error, 300)}"
             ) from None
+        self._answered = time.monotonic()
         try:
             body = json.loads(answer.data or b"{}")
         except ValueError:
@@ -217,7 +224,7 @@ class Directory:
             self._role("DELETE", "delete", role_id=self.role_ids[step.name])
 
     def _set_password(self, step: Step) -> None:
-        self._user("PATCH", "update-password", step, password=self.passwords[step.name])
+        self.server.ask("PATCH", UPDATE, username=step.name, password=self.passwords[step.name])
 
     def _promote(self, step: Step) -> None:
         self._user("PATCH", "update-admin", step, is_admin=True)
@@ -296,7 +303,9 @@ def log_in(server: Server, wanted: Wanted, check_mode: bool, outcome: Outcome) -
     for password in dict.fromkeys((wanted.password, wanted.former_password)):
         server.login = (name, password)
         status, answer = server.send("GET", USERS, {}) if password else (401, {})
-        if status != 401:
+        # There are two to choose from: a worker may remember the wanted one from a time before the former one.
+        doubtful = status == 200 and wanted.former_password not in ("", wanted.password)
+        if status != 401 and not (doubtful and has_roles(answer) and not is_present(server, server.login)):
             break
     else:
         raise Error(
@@ -308,7 +317,7 @@ def log_in(server: Server, wanted: Wanted, check_mode: bool, outcome: Outcome) -
     if status not in (200, 404):
         raise Error(f"{server.url}: MLflow refused GET /api/{USERS} ({status}): {one_line(answer.get('message'), 300)}")
     # Releases that have no roles either have no such list, or one without them.
-    users = users if status == 200 and all("roles" in user for user in users) else None
+    users = users if status == 200 and has_roles(answer) else None
     if users is not None and not any(user["username"] == name and user["is_admin"] for user in users):
         raise Error(
             f"{server.url}: user {name} (mlflow_server_admin_username) is no administrator of MLflow; another "
@@ -319,9 +328,27 @@ def log_in(server: Server, wanted: Wanted, check_mode: bool, outcome: Outcome) -
         outcome.show({f"user {name}": {"password": "another"}}, {f"user {name}": {"password": "as given"}})
         if not check_mode:
             values = {"username": name, "password": wanted.password, "current_password": server.login[1]}
-            server.ask("PATCH", "2.0/mlflow/users/update-password", **values)
+            server.ask("PATCH", UPDATE, **values)
             server.login = (name, wanted.password)
     return users
+
+
+def has_roles(answer: dict) -> bool:
+    """Whether an answer to USERS is that of a release with roles."""
+    return all("roles" in user for user in answer.get("users") or [])
+
+
+def is_present(server: Server, login: tuple[str, str]) -> bool:
+    """Whether a user's password is the one in MLflow's database.
+
+    Each worker remembers for a while a login that was right once, so a login may be believed that is right no more.
+    Whoever changes the own password has the present one compared with the database before anything else; as a password
+    cannot be changed to itself, nothing is changed by asking so.
+    """
+    name, password = login
+    values = {"username": name, "password": password, "current_password": password}
+    status, answer = server.send("PATCH", UPDATE, values, login)
+    return status != 401 and "does not match" not in (answer.get("message") or "")
 
 
 def other_passwords(server: Server, passwords: dict[str, str], state: State) -> set[str]:
@@ -329,8 +356,7 @@ def other_passwords(server: Server, passwords: dict[str, str], state: State) -> 
     names = sorted(set(passwords) & set(state.users))
 
     def differs(name: str) -> bool:
-        status, _ = server.send("GET", "2.0/mlflow/users/get", {"username": name}, (name, passwords[name]))
-        return status == 401
+        return not is_present(server, (name, passwords[name]))
 
     with ThreadPoolExecutor(LOGINS_AT_ONCE) as pool:
         return {name for name, other in zip(names, pool.map(differs, names), strict=True) if other}

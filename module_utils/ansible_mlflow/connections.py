@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from .database import Server, Wanted, first, rows
+from .database import Server, Wanted, first, rows, second_login
 from .errors import Error
 
 # A worker has an engine with a pool of its own for each of these stores, even where they are in one database. The one
@@ -136,7 +136,7 @@ def refuse(connection, server: Server, wanted: Wanted) -> None:
     if wanted.load is None:
         return
     role = wanted.runtime.username
-    found = first(connection, ROOM, [[role, wanted.migrator.username], role])
+    found = first(connection, ROOM, [[role, second_login(role), wanted.migrator.username], role])
     limits = {row["datname"]: row["datconnlimit"] for row in rows(connection, LIMITS, [wanted.databases])}
     told = problem(wanted.load, Room(database_limits=limits, **found), role)
     if told:

@@ -19,6 +19,9 @@ CONNECT_TIMEOUT = 10
 STATEMENT_TIMEOUT_MS = 30_000
 OLDEST_VERSION = 150000
 IDENTIFIER_BYTES = 63
+SECOND_LOGIN = "_rotation"
+# The comment that says that a role is such a login, and nobody else's.
+SECOND_LOGIN_MARK = "ansible-mlflow: a second login while a password changes"
 PUBLIC_SCHEMA = "public"
 TLS_MODES = ["disable", "prefer", "require", "verify-ca", "verify-full"]
 TLS_ARGUMENTS = {
@@ -158,6 +161,11 @@ class Outcome:
         """Add a change."""
         self.changes.append(sentence)
         self.before[key], self.after[key] = before, after
+
+
+def second_login(username: str) -> str:
+    """What the role is called that servers log in as while the password of theirs changes."""
+    return username.encode()[: IDENTIFIER_BYTES - len(SECOND_LOGIN)].decode(errors="ignore") + SECOND_LOGIN
 
 
 def check_identifier(name: str, option: str) -> None:

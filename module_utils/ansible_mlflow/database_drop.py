@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from .database import Outcome, Server, check_identifier, connect, quoted, rows
+from .database import SECOND_LOGIN_MARK, Outcome, Server, check_identifier, connect, quoted, rows, second_login
 from .database_contents import COMMENTS, mark_of
 from .errors import Error
 
+# The roles, and the second logins that rotations of their passwords have left when they broke off.
+ROLES = """
+    SELECT rolname FROM pg_roles
+    WHERE rolname = ANY(%s) OR rolname = ANY(%s) AND shobj_description(oid, 'pg_authid') = %s
+    ORDER BY 1"""
 # Roles that hold something in databases that are not dropped here.
 HELD = """
     SELECT DISTINCT rolname AS role, coalesce(datname, 'no database of its own') AS place
@@ -44,7 +49,7 @@ def drop(
                 f"roles hold something besides the databases that are to be dropped ({', '.join(held)}); give that to "
                 f"another role (REASSIGN OWNED, DROP OWNED) or leave these roles out; nothing was dropped"
             )
-        present = rows(connection, "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s) ORDER BY 1", [roles])
+        present = rows(connection, ROLES, [roles, [second_login(role) for role in roles], SECOND_LOGIN_MARK])
         for kind, names in (("DATABASE", sorted(comments)), ("ROLE", [row["rolname"] for row in present])):
             for name in names:
                 outcome.note(f"dropped {kind.lower()} {name}", f"{kind.lower()} {name}", "present", "absent")

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -271,8 +272,7 @@ class Store:
         if not xml:
             return self.ask(self._client.delete_bucket_lifecycle, bucket)
         body = xml.encode()
-        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-        headers, query = {"Content-MD5": digest}, {"lifecycle": ""}
+        headers, query = _content_md5(body), {"lifecycle": ""}
         self.ask(self._client._execute, "PUT", bucket, body=body, headers=headers, query_params=query)
 
     def object_lock(self, bucket: str) -> tuple[str, int] | None:
@@ -327,9 +327,71 @@ class Store:
         if others:
             self.ask(self._admin.detach_policy, others, user=access_key)
 
-    def versions(self, bucket: str) -> Iterator[Any]:
-        """Every version of every object, and every mark of a deletion."""
-        listed = self._client.list_objects(bucket, recursive=True, include_version=True)
+    # -- Objects ----------------------------------------------------------------------------------------------------
+
+    def objects(self, bucket: str, prefix: str) -> Iterator[Any]:
+        """The objects whose names begin so."""
+        listed = self._client.list_objects(bucket, prefix=prefix, recursive=True)
+        while (item := self.ask(next, listed, None)) is not None:
+            yield item
+
+    def read(self, bucket: str, key: str, offset: int = 0, length: int = 0, etag: str = "") -> bytes:
+        """An object's bytes, or a range of them.
+
+        :param length: 0 for all from the offset on.
+        :param etag: empty, or that of the object that is meant; for another one the server answers PreconditionFailed.
+        """
+
+        def whole() -> bytes:
+            headers = {"If-Match": f'"{etag}"'} if etag else {}
+            answer = self._client.get_object(bucket, key, offset, length, request_headers=headers)
+            try:
+                # As it is stored: with Content-Encoding the library would unpack it.
+                return answer.read(decode_content=False)
+            finally:
+                answer.release_conn()
+
+        return self.ask(whole)
+
+    def kind(self, bucket: str, key: str) -> dict[str, str]:
+        """What an object's headers say of what it is."""
+        found = self.ask(self._client.stat_object, bucket, key).metadata
+        return {name: found[name] for name in ("Content-Type", "Content-Encoding") if found.get(name)}
+
+    def write(self, bucket: str, key: str, content: bytes, kind: dict[str, str]) -> None:
+        """Put an object."""
+        self.ask(self._client._put_object, bucket, key, content, headers=kind | _content_md5(content))
+
+    def unfinished_upload(self, bucket: str, key: str, kind: dict[str, str]) -> tuple[str, dict[int, str]]:
+        """An upload in parts: the newest that nobody completed, else a new one; the ETags of the parts it has."""
+        found = self.ask(self._client._list_multipart_uploads, bucket, prefix=key).uploads
+        mine = [upload for upload in found if upload.object_name == key]
+        if not mine:
+            return self.ask(self._client._create_multipart_upload, bucket, key, kind), {}
+        newest = max(mine, key=lambda upload: upload.initiated_time)
+        parts: dict[int, str] = {}
+        while True:
+            after = str(max(parts, default=0))
+            answer = self.ask(self._client._list_parts, bucket, key, newest.upload_id, part_number_marker=after)
+            parts |= {part.part_number: part.etag.strip('"') for part in answer.parts}
+            if not answer.is_truncated or not answer.parts:
+                return newest.upload_id, parts
+
+    def write_part(self, bucket: str, key: str, upload: str, number: int, content: bytes) -> str:
+        """Send a part of an upload; its ETag."""
+        headers = _content_md5(content)
+        return self.ask(self._client._upload_part, bucket, key, content, headers, upload, number)
+
+    def finish_upload(self, bucket: str, key: str, upload: str, etags: list[str]) -> None:
+        """Make an object of an upload's parts."""
+        from minio.datatypes import Part
+
+        parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
+        self.ask(self._client._complete_multipart_upload, bucket, key, upload, parts)
+
+    def versions(self, bucket: str, prefix: str = "") -> Iterator[Any]:
+        """Every version of every object below a prefix, and every mark of a deletion."""
+        listed = self._client.list_objects(bucket, prefix=prefix, recursive=True, include_version=True)
         while (item := self.ask(next, listed, None)) is not None:
             yield item
 
@@ -343,6 +405,27 @@ class Store:
         wanted = (DeleteObject(item.object_name, item.version_id) for item in versions)
         errors = self._client.remove_objects(bucket, wanted, bypass_governance_mode=True)
         return self.ask(lambda: [f"{error.name}: {error.code}" for error in errors])
+
+    def count(self, bucket: str, seconds: float) -> tuple[int, int, bool]:
+        """How many objects a bucket has and how large they are, and whether there was time to count all of them."""
+        listed, objects, size = self._client.list_objects(bucket, recursive=True), 0, 0
+        end = time.monotonic() + seconds
+        try:
+            while (item := self.ask(next, listed, None)) is not None:
+                objects, size = objects + 1, size + (item.size or 0)
+                if time.monotonic() > end:
+                    return objects, size, False
+        except Refusal as refusal:
+            raise self.explained(refusal, bucket) from None
+        return objects, size, True
+
+    def names(self, bucket: str, prefix: str) -> list[str]:
+        """What begins with a prefix, up to the next slash."""
+        listed = self._client.list_objects(bucket, prefix=prefix)
+        try:
+            return self.ask(lambda: [item.object_name for item in listed])
+        except Refusal as refusal:
+            raise self.explained(refusal, bucket) from None
 
     def remove_bucket(self, bucket: str) -> None:
         self.ask(self._client.remove_bucket, bucket)
@@ -364,6 +447,11 @@ class Store:
         """The time after which MinIO aborts an upload that nobody completes, as it writes it: 24h."""
         found = re.search(r"\bstale_uploads_expiry=(\S+)", self.ask(self._admin.config_get, "api"))
         return found[1] if found else ""
+
+
+def _content_md5(content: bytes) -> dict[str, str]:
+    """The header by which a server refuses other bytes than were sent."""
+    return {"Content-MD5": base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
 
 
 def ca_bundle() -> str:

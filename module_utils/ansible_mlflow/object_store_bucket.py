@@ -24,6 +24,7 @@ class Wanted:
         abort_uploads_after_days, expire_versions_after_days: Lifecycle rules of ours; 0 for none.
         lock_days: Days that a new object cannot be deleted for; 0 leaves locks as they are.
         quota: Bytes that the bucket may hold, 0 for any number; None leaves it as it is.
+        former_access_key: The key that has to go, with its policy; empty for none.
     """
 
     bucket: str
@@ -33,6 +34,7 @@ class Wanted:
     expire_versions_after_days: int = 0
     lock_days: int = 0
     quota: int | None = None
+    former_access_key: str = ""
 
     @property
     def keeps_versions(self) -> bool:
@@ -80,6 +82,9 @@ def ensure_with_own_key(own: Store, anybody: Store, wanted: Wanted, check_mode: 
     _Bucket(own, wanted, state, check_mode, outcome).apply()
     if wanted.quota is not None:
         outcome.not_done.append("the quota: it needs the key of MinIO's administrator")
+    if wanted.former_access_key:
+        key = wanted.former_access_key
+        outcome.not_done.append(f"removing access key {key}: it needs the key of MinIO's administrator")
     if state == "present" and anybody.is_open(wanted.bucket):
         outcome.not_done.append("closing the bucket: it can be listed without any key; whoever made it has to close it")
     return outcome
@@ -120,7 +125,23 @@ def _ensure_with_admin(admin: Store, own: Store, secret_key: str, wanted: Wanted
         found = own.look(wanted.bucket)
         if found != "present":
             raise own.explained(Refusal(found, "after it was set up"), wanted.bucket)
+    if wanted.former_access_key not in ("", own.access_key, admin.access_key):
+        _remove_former_key(admin, wanted, check_mode, outcome)
     return outcome
+
+
+def _remove_former_key(admin: Store, wanted: Wanted, check_mode: bool, outcome: Outcome) -> None:
+    """The key that another one has taken the place of, and its policy on this bucket."""
+    key = wanted.former_access_key
+    name = policy_name(wanted.bucket, key)
+    if admin.user(key) is not None:
+        outcome.note(f"removed access key {key}", f"access key {key}", "enabled", "absent")
+        if not check_mode:
+            admin.remove_user(key)
+    if (policy := admin.policy(name)) is not None:
+        outcome.note(f"removed policy {name}", f"policy {name}", normalised(policy), "absent")
+        if not check_mode:
+            admin.remove_policy(name)
 
 
 def _ensure_key(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 
 # What MLflow's S3 client needs and no more: listing also makes S3 answer 404 instead of 403 for an absent object. The
-# backup writes down whether the bucket keeps versions.
-BUCKET_ACTIONS = ["s3:GetBucketVersioning", "s3:ListBucket"]
+# backup writes down whether the bucket keeps versions. A promotion goes on with an upload in parts that was cut off.
+BUCKET_ACTIONS = ["s3:GetBucketVersioning", "s3:ListBucket", "s3:ListBucketMultipartUploads"]
 # Who may delete an object may delete its older versions too, at MinIO, unless that is forbidden in so many words.
 DENIED_ACTIONS = ["s3:DeleteObjectVersion"]
 # MinIO shows the names of the buckets to whoever may list one of them at its root, as a browser does. MLflow lists
 # below an experiment's prefix; a listing of everything has no delimiter.
 ROOT_LISTING = {"StringEquals": {"s3:delimiter": ["/"], "s3:prefix": [""]}}
-OBJECT_ACTIONS = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
+OBJECT_ACTIONS = [
+    "s3:AbortMultipartUpload",
+    "s3:DeleteObject",
+    "s3:GetObject",
+    "s3:ListMultipartUploadParts",
+    "s3:PutObject",
+]
 
 
 def policy_name(bucket: str, access_key: str) -> str:

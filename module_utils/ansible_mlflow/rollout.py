@@ -10,6 +10,8 @@ from .pods import Failure, Patience, diagnose
 REVISION = "deployment.kubernetes.io/revision"
 REPLICA_FAILURE_SECONDS = 5
 NO_PROGRESS_SECONDS = 10
+# What a pod may take longer than it was given before its node is taken for lost.
+LOST_SECONDS = 10
 # How many replicas there were before they were stopped, for whoever starts them again.
 REPLICAS_BEFORE = "mlflow.ansible/replicas-before-stop"
 
@@ -143,6 +145,34 @@ class Rollout:
                     text = f"it did not finish within {self.timeout:.0f} s: {words}{doing}"
                     self._fail(text, deployment, replica_sets)
             self.waiter.pause()
+
+    def wait_for_former(self) -> float:
+        """Wait until pods that were told to end have ended; the seconds it took.
+
+        A Deployment does not count them, and they still answer requests: of connections that clients keep, too. What
+        takes longer than it was given is on a node that is lost, and answers nobody.
+
+        :raises Error: there is no such Deployment.
+        """
+        since: dict[str, float] = {}
+        while True:
+            deployment = self.waiter.ask(self.cluster.get, self._path)
+            if deployment is None:
+                raise Error(
+                    f"there is no Deployment {self.name} in namespace {self.namespace} of {self.cluster.server}"
+                )
+            pods = AWAY if deployment is AWAY else self.waiter.ask(self._pods_of, deployment)
+            if (pods is not AWAY and not [pod for pod in pods if self._answers(pod, since)]) or self.waiter.expired:
+                return self.waiter.seconds
+            self.waiter.pause()
+
+    def _answers(self, pod: dict, since: dict[str, float]) -> bool:
+        """Whether a pod that was told to end may still do something."""
+        metadata = pod["metadata"]
+        if "deletionTimestamp" not in metadata or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            return False
+        waited = self.waiter.now - since.setdefault(metadata["name"], self.waiter.now)
+        return waited <= metadata.get("deletionGracePeriodSeconds", 0) + LOST_SECONDS
 
     def _look(self, path: str) -> tuple[dict, list[dict], list[dict]]:
         deployment = self.cluster.get(path)

@@ -46,3 +46,51 @@ options:
     type: str
     default: ""
 """
+
+    DATABASE_ADMIN = r"""
+options:
+  host:
+    description: Name or address of the server.
+    type: str
+    required: true
+  port:
+    description: Port of the server.
+    type: int
+    default: 5432
+  admin_username:
+    description: A superuser, or the role with CREATEROLE and CREATEDB that made the environment's.
+    type: str
+    required: true
+  admin_password:
+    description: The administrator's password.
+    type: str
+    required: true
+  admin_database:
+    description: The database that the administrator connects to.
+    type: str
+    default: postgres
+"""
+
+    OBJECT_STORE_ADMIN = r"""
+options:
+  endpoint:
+    description: C(http://host[:port]) or C(https://host[:port]), without path or bucket.
+    type: str
+    required: true
+  region:
+    description: The region to sign for.
+    type: str
+    default: us-east-1
+  bucket:
+    description: The bucket.
+    type: str
+    required: true
+  admin_access_key:
+    description: An administrator's access key of the object store.
+    type: str
+    required: true
+  admin_secret_key:
+    description: The administrator's secret key.
+    type: str
+    required: true
+"""

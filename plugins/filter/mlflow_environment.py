@@ -24,6 +24,12 @@ IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?
 USERNAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 # RFC 1123 subdomain, or none.
 OBJECT_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?")
+# What MLflow's gc takes, of whole numbers and parts: 30d, 1d12h, 0.5h.
+AGE = re.compile(r"(?=.)([0-9]+(\.[0-9]+)?d)?([0-9]+(\.[0-9]+)?h)?([0-9]+(\.[0-9]+)?m)?([0-9]+(\.[0-9]+)?s)?")
+# A part of one of a schedule's five fields, and what each field counts.
+CRON_PART = re.compile(r"(?:\*|(?P<first>[0-9]{1,2})(?:-(?P<last>[0-9]{1,2}))?)(?:/(?P<step>[0-9]{1,2}))?")
+CRON_FIELDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+SCHEDULE = "an empty text, or five numbers and stars as cron has them, such as 30 3 * * 0"
 TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 
 # What is given in days of a bucket.
@@ -119,6 +125,12 @@ def environment_problems(settings: dict[str, Any]) -> list[str]:
             lambda tolerations: all(set(toleration) <= TOLERATION for toleration in tolerations),
             f"only {', '.join(sorted(TOLERATION))} in each",
         ),
+        (
+            "mlflow_gc_older_than",
+            AGE.fullmatch,
+            "days, hours, minutes and seconds, such as 30d or 1d12h",
+        ),
+        ("mlflow_gc_schedule", is_schedule, SCHEDULE),
     ]
     problems = {}
     for name, is_valid, expected in checks:
@@ -208,6 +220,25 @@ def certificate_problems(tls_mode: str, certificate: str) -> list[str]:
     except (ssl.SSLError, TypeError, ValueError):
         return [f"{name} is no certificate; expected PEM text, -----BEGIN CERTIFICATE----- and so on"]
     return []
+
+
+def is_schedule(text: Any) -> bool:
+    """Whether a text is empty, or a schedule as cron has it, which Kubernetes takes."""
+    fields = str(text).split(" ")
+    return text == "" or (len(fields) == len(CRON_FIELDS) and all(map(is_cron_field, fields, CRON_FIELDS)))
+
+
+def is_cron_field(field: str, bounds: tuple[int, int]) -> bool:
+    """Whether a text is a field of a schedule, with numbers within bounds."""
+    low, high = bounds
+    for part in field.split(","):
+        found = CRON_PART.fullmatch(part)
+        if not found:
+            return False
+        first, last = int(found["first"] or low), int(found["last"] or found["first"] or high)
+        if not low <= first <= last <= high or found["step"] == "0":
+            return False
+    return True
 
 
 def in_range(low: int, high: int) -> Callable[[int], bool]:

@@ -31,6 +31,7 @@ class SecretRule:
         shortest, longest: Bounds of its length, in characters.
         why: Where the bound comes from.
         secret: Which Secret keeps it, `<secret>-<environment>`.
+        optional: Whether it may be missing; then it is not generated.
     """
 
     key: str
@@ -38,6 +39,7 @@ class SecretRule:
     longest: int = 1024
     why: str = ""
     secret: str = SERVER
+    optional: bool = False
 
 
 RULES = {
@@ -55,6 +57,9 @@ RULES = {
     "backup_secret_key": SecretRule(
         "BACKUP_AWS_SECRET_ACCESS_KEY", 12, 128, "a shorter one can be guessed", MAINTENANCE
     ),
+    "backup_encryption_key": SecretRule(
+        "BACKUP_ENCRYPTION_KEY", 44, 44, "it is 32 bytes in base64", MAINTENANCE, optional=True
+    ),
     "database_admin_username": SecretRule(""),
     "database_admin_password": SecretRule(""),
     "object_store_admin_access_key": SecretRule(""),
@@ -62,6 +67,8 @@ RULES = {
 }
 # A user's password, which MLflow refuses as it does the administrator's.
 USER = SecretRule("", 12, why="MLflow refuses a shorter one")
+# Base64's other alphabet.
+URL_SAFE = str.maketrans("+/", "-_")
 # What a key of a Secret cannot have.
 NO_KEY = re.compile(r"[^-._A-Za-z0-9]")
 # Credentials of two parts: (first, second).
@@ -88,6 +95,12 @@ WORDS |= {"mysecret", "passwd", "password", "passwort", "postgres", "postgresql"
 BEGINNINGS = ("changeme", "changethis", "fixme", "placeholder", "replace", "yourpassword", "yoursecret", "yourkey")
 # <password>, {{ password }}, ${PASSWORD}, and one character over and over.
 FORMS = re.compile(r"<.*>|\{\{.*\}\}|\$\{.*\}|(.)\1*", re.DOTALL)
+
+# What is worth nothing once generated, unless somebody tells it: (secret, administrator, who must know, variable).
+TOLD = (
+    ("database_password", "database_admin_username", "PostgreSQL", "mlflow_environment_database_admin_secret"),
+    ("object_store_secret_key", "object_store_admin_access_key", "S3", "mlflow_environment_object_store_admin_secret"),
+)
 
 # What to do about a secret that is missing, by the source.
 MISSING = {
@@ -156,7 +169,7 @@ def secret_values(
     for name, rule in RULES.items():
         if rule.key and origin["source"] in ("generated", "cluster"):
             values[name] = kept.get(rule.key, "")
-        if rule.key and origin["source"] == "generated":
+        if rule.key and not rule.optional and origin["source"] == "generated":
             values[name] = values[name] or generated(name, origin["environment"])
     for more in (vault, given):
         values.update({name: more[name] for name in RULES if more.get(name)})
@@ -233,7 +246,8 @@ def secret_problems(values: dict[str, str], *, origin: dict[str, str], backup_re
         origin: See above.
         backup_required: Whether the keys of the backups have to be there.
     """
-    optional = () if backup_required else ("backup_access_key", "backup_secret_key")
+    optional = [name for name, rule in RULES.items() if rule.optional]
+    optional += [] if backup_required else ["backup_access_key", "backup_secret_key"]
     missing = MISSING.get(origin["source"], "")
     problems = [
         f"{place(name, origin)} {problem}"
@@ -255,6 +269,22 @@ def secret_problems(values: dict[str, str], *, origin: dict[str, str], backup_re
         if values[first] and values[first] == values[second]
     ]
     return problems
+
+
+def unknown_problems(values: dict[str, str], *, given: dict[str, str], kept: dict[str, str]) -> list[str]:
+    """Say which secrets were generated just now, with nobody there to tell them to whom they are for.
+
+    Args:
+        values: Every secret of RULES by name.
+        given: The inventory's secrets, by name.
+        kept: The data of the Secrets that the cluster has already, by key.
+    """
+    return [
+        f"{name} is generated, and {server} cannot know it; expected the administrator who tells it, by {variable} or "
+        f"mlflow_environment_secrets.{administrator}"
+        for name, administrator, server, variable in TOLD
+        if not (values[administrator] or given.get(name) or kept.get(RULES[name].key))
+    ]
 
 
 def user_password_problems(passwords: dict[str, str], *, origin: dict[str, str]) -> list[str]:
@@ -294,6 +324,10 @@ def secret_problem(name: str, rule: SecretRule, value: Any, missing: str) -> str
         (
             lambda: name != "webhook_key" or is_fernet_key(value),
             "is not a Fernet key; expected 32 bytes in URL-safe base64",
+        ),
+        (
+            lambda: name != "backup_encryption_key" or is_fernet_key(value.translate(URL_SAFE)),
+            "is no key; expected 32 bytes in base64 (openssl rand -base64 32)",
         ),
     ]
     return next((sentence for is_fine, sentence in checks if not is_fine()), "")
@@ -376,6 +410,11 @@ def secret_data(values: dict[str, str], secret: str = SERVER) -> dict[str, str]:
     }
 
 
+def present_values(kept: dict[str, str]) -> dict[str, str]:
+    """Every secret by name that the cluster's Secrets have, from their data by key; empty where there is none."""
+    return {name: kept.get(rule.key, "") for name, rule in RULES.items() if rule.key}
+
+
 def secret_names(values: dict[str, str], secret: str = SERVER) -> dict[str, str]:
     """Which secret each key of the Secret `<secret>-<environment>` has: its name in RULES by key."""
     return {rule.key: name for name, rule in RULES.items() if rule.key and rule.secret == secret and values[name]}
@@ -405,8 +444,10 @@ class FilterModule:
             "mlflow_environment_given_problems": given_problems,
             "mlflow_environment_secret_values": secret_values,
             "mlflow_environment_secret_problems": secret_problems,
+            "mlflow_environment_unknown_secret_problems": unknown_problems,
             "mlflow_environment_secret_data": secret_data,
             "mlflow_environment_secret_names": secret_names,
+            "mlflow_environment_present_values": present_values,
             "mlflow_environment_secret": secret_of,
             "mlflow_environment_secret_label": secret_label,
             "mlflow_environment_user_passwords": user_passwords,

@@ -7,10 +7,11 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import minio
 import psycopg
 import pytest
 import urllib3
+from minio.deleteobjects import DeleteObject
 
 ROOT = Path(__file__).parents[2]
 KUBECONFIG = "/var/lib/ansible-mlflow/kubeconfig"
@@ -93,6 +95,67 @@ def play(playbook: str, *environments: str, args: tuple[str, ...] = (), timeout:
     return Run(done.returncode, done.stdout, time.monotonic() - start, cpu)
 
 
+class Running:
+    """A run of a playbook that goes on while a test does something to it."""
+
+    def __init__(self, playbook: str, *environments: str, args: tuple[str, ...] = (), log: Path) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                ansible_command(playbook, *environments, args=args),
+                env=ansible_environment() | {"PYTHONUNBUFFERED": "1"},
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait(self, seconds: float = 300) -> int:
+        """The exit status."""
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """End it and all that it has started at once, as a machine that fails; Ansible's workers have own sessions."""
+        parents = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                # After the name, which may have spaces: the state, and the parent.
+                parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        family = {self.process.pid}
+        while more := {child for child, parent in parents.items() if parent in family} - family:
+            family |= more
+        for each in family:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        self.process.wait(30)
+
+
+def play_and_die(
+    playbook: str, *environments: str, args: tuple[str, ...], task: str, log: Path, after: float = 0
+) -> None:
+    """Run a playbook and kill all of it some seconds after it has begun a task; with 'x 2', for the second time."""
+    title, _, times = task.partition(" x ")
+    run = Running(playbook, *environments, args=args, log=log)
+    try:
+        end = time.monotonic() + 400
+        while run.output.count(f"{title}]") < int(times or 1):
+            assert run.process.poll() is None, run.output
+            assert time.monotonic() < end, run.output
+            time.sleep(0.1)
+        time.sleep(after)
+    finally:
+        run.kill()
+
+
+def folded(output: str) -> str:
+    """An output without the line breaks that Ansible puts into long texts."""
+    return " ".join(output.split())
+
+
 def site(*environments: str, args: tuple[str, ...] = (), timeout: int = 900) -> Run:
     """Run site.yml for some environments on the embedded cluster."""
     return play("site.yml", *environments, args=args, timeout=timeout)
@@ -109,6 +172,23 @@ class Cluster:
         self.apps = client.AppsV1Api(self.api)
         self.batch = client.BatchV1Api(self.api)
         self.networking = client.NetworkingV1Api(self.api)
+
+    def execute(self, namespace: str, pod: str, command: list[str], container: str = "") -> tuple[int, str, str]:
+        """Run a command in a pod; its exit status, standard output and standard error."""
+        from kubernetes.stream import stream
+
+        session = stream(
+            self.core.connect_get_namespaced_pod_exec,
+            pod,
+            namespace,
+            command=command,
+            stdout=True,
+            stderr=True,
+            _preload_content=False,
+            **({"container": container} if container else {}),
+        )
+        session.run_forever(timeout=300)
+        return session.returncode, session.read_stdout(), session.read_stderr()
 
     def servers(self, environment: str) -> list[Any]:
         """The pods of an environment's server, without those of before that are still answering their last requests."""
@@ -205,6 +285,13 @@ class Cluster:
         admin = self.secret("pgsql", f"minio-{environment}-admin")
         return s3(environment, admin["access_key"], admin["secret_key"])
 
+    def delete_versions(self, environment: str, bucket: str, prefix: str = "") -> None:
+        """Delete every version of a bucket's objects below a prefix, with the marks of those deleted before."""
+        store = self.object_store(environment)
+        versions = store.list_objects(bucket, prefix, recursive=True, include_version=True)
+        wanted = [DeleteObject(item.object_name, item.version_id) for item in versions]
+        assert list(store.remove_objects(bucket, wanted)) == []
+
     def objects(self, environment: str) -> dict[str, list[str]]:
         """The objects of every bucket, by bucket."""
         store = self.object_store(environment)
@@ -293,7 +380,7 @@ def client_environment(environment: str, secrets: dict[str, str]) -> dict[str, s
     }
 
 
-def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
+def mlflow_client(environment: str, secrets: dict[str, str], code: str, timeout: int = 120) -> Any:
     """Run code in a real MLflow client on this machine; it leaves its answer in `answer`."""
     program = f"import json, mlflow, pathlib, tempfile\n{code}\nprint(json.dumps(answer))"
     done = subprocess.run(
@@ -301,7 +388,7 @@ def mlflow_client(environment: str, secrets: dict[str, str], code: str) -> Any:
         env=client_environment(environment, secrets),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stderr

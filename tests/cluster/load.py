@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 import urllib3
-from conftest import request
-
-# One that several threads share, and that it says it is full of, again and again, where they ask at the same moment.
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+from conftest import NODE_PORTS
 
 
 class Load(threading.Thread):
-    """Asks one path again and again, each time on a new connection, and keeps what failed."""
+    """Asks one path again and again, on one connection for as long as the server keeps it, and keeps what failed."""
 
     def __init__(self, path: str, every: float, password: str | None = None) -> None:
         super().__init__(daemon=True)
-        self.path, self.every, self.password = path, every, password
+        self.path, self.every = path, every
+        self.headers = urllib3.make_headers(basic_auth=f"admin:{password}" if password else None)
+        self.server = urllib3.HTTPConnectionPool("localhost", NODE_PORTS["dev"], timeout=20, retries=False)
         self.sent, self.failed = 0, []
         self.over = threading.Event()
 
@@ -25,7 +23,7 @@ class Load(threading.Thread):
         while not self.over.wait(self.every):
             self.sent += 1
             try:
-                status = request("dev", self.path, password=self.password).status
+                status = self.server.request("GET", self.path, headers=self.headers).status
             except urllib3.exceptions.HTTPError as error:
                 self.failed.append(str(error))
             else:

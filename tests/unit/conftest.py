@@ -24,13 +24,18 @@ settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("unit")
 
 
-def load_filter(name: str) -> ModuleType:
-    """Import a filter file by its path: Ansible's own loader does the same, so it is in no package."""
-    spec = importlib.util.spec_from_file_location(f"filter_{name}", ROOT / f"plugins/filter/{name}.py")
+def load_file(path: Path, name: str = "") -> ModuleType:
+    """Import a file that is in no package, under its own name or another one."""
+    spec = importlib.util.spec_from_file_location(name or path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def load_filter(name: str) -> ModuleType:
+    """Import a filter file by its path, as Ansible's own loader does."""
+    return load_file(ROOT / f"plugins/filter/{name}.py", f"filter_{name}")
 
 
 @pytest.fixture

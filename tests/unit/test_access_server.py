@@ -26,14 +26,13 @@ class Mlflow:
     experiments: dict[str, str] = field(default_factory=dict)
     has_roles: bool = True
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
+    # Logins that a worker remembers from a time when they were right.
+    remembered: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, name: str, password: str, *, administrator: bool = False) -> None:
         identifier = len(self.users) + 1
         self.users[name] = {"id": identifier, "password": password, "is_admin": administrator, "roles": set()}
-
-    @property
-    def writes(self) -> list[str]:
-        return [f"{method} {path}" for method, path, _ in self.requests if method != "GET"]
 
     def shown(self, role: str) -> dict[str, Any]:
         """A role in MLflow's words; identifiers are positions, so that nothing is ever renamed."""
@@ -73,6 +72,8 @@ def list_users(mlflow: Mlflow, _sender: str) -> dict[str, Any]:
 def update_password(mlflow: Mlflow, sender: str, username: str, password: str, current_password: str = "") -> dict:
     if sender == username and mlflow.users[username]["password"] != current_password:
         raise ValueError("Current password does not match.")
+    if sender == username and password == current_password:
+        raise ValueError("New password must differ from the current password.")
     mlflow.users[username]["password"] = password
     return {}
 
@@ -184,10 +185,12 @@ class FakeMlflow(BaseHTTPRequestHandler):
         mlflow.requests.append((self.command, path, name))
         if self.headers["Host"] != f"127.0.0.1:{self.server.server_port}":
             status, answer = 403, {"message": "Invalid Host header"}
-        elif mlflow.users.get(name, {}).get("password") != password:
+        elif mlflow.users.get(name, {}).get("password") != password and (name, password) not in mlflow.remembered:
             status, answer = 401, {}
         else:
             status, answer = mlflow.answer(self.command, path, name, values)
+        if status == 200 and self.command != "GET":
+            mlflow.writes.append(f"{self.command} {path}")
         body = json.dumps(answer or {}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -216,6 +219,7 @@ def access(mlflow: Mlflow, run_module: Callable[..., dict[str, Any]]) -> Iterato
 
     def run(**options: Any) -> dict[str, Any]:
         mlflow.requests.clear()
+        mlflow.writes.clear()
         where = {"host": "127.0.0.1", "port": server.server_port, "reach": "direct"}
         result = run_module("mlflow_access", **{**where, "admin_username": ADMIN, "admin_password": NEW, **options})
         shown = json.dumps({key: value for key, value in result.items() if key != "invocation"})
@@ -262,7 +266,7 @@ def test_everything_is_made_and_the_second_run_writes_nothing(mlflow: Mlflow, ac
     assert mlflow.roles["__user_3__"] == {("experiment", "*"): "MANAGE", ("registered_model", "fraud"): "USE"}
     again = access(**WANTED)
     assert (again["changed"], again["changes"], mlflow.writes) == (False, [], [])
-    # One for what there is, one for the roles, one for each experiment by name and one login for each user.
+    # One for what there is, one for the roles, one for each experiment by name and one question for each user.
     assert len(mlflow.requests) == 5
 
 
@@ -314,6 +318,20 @@ def test_the_administrators_password_is_changed_by_the_former_one(mlflow: Mlflow
     # The run may have broken off before the new one was kept.
     assert not access(former_admin_password=OLD, **WANTED)["changed"]
     assert not access(former_admin_password=NEW, **WANTED)["changed"]
+
+
+def test_a_former_password_that_is_only_remembered_is_not_taken_for_the_present_one(
+    mlflow: Mlflow, access: Callable
+) -> None:
+    access(**WANTED)
+    mlflow.users[ADMIN]["password"], mlflow.users["alice"]["password"] = OLD, "the next one of alice"
+    mlflow.remembered = {(ADMIN, NEW), ("alice", ALICE)}
+    changes = ["changed the password of administrator admin", "changed the password of user alice"]
+    assert access(check_mode=True, former_admin_password=OLD, **WANTED)["changes"] == changes
+    assert (mlflow.users[ADMIN]["password"], mlflow.writes) == (OLD, [])
+    assert access(former_admin_password=OLD, **WANTED)["changes"] == changes
+    assert (mlflow.users[ADMIN]["password"], mlflow.users["alice"]["password"]) == (NEW, ALICE)
+    assert not access(former_admin_password=OLD, **WANTED)["changed"]
 
 
 @pytest.mark.parametrize("former", [OLD, "", None])

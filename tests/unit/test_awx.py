@@ -60,9 +60,13 @@ def test_the_files_and_the_role_have_the_same_variables() -> None:
 
 
 def test_there_is_a_template_of_each_verb_for_each_environment() -> None:
-    verbs = ("deploy", "check", "verify", "upgrade", "restore", "destroy", "render")
+    verbs = ("deploy", "check", "verify", "status", "upgrade", "backup", "restore", "gc", "rotate", "destroy", "render")
     names = {f"mlflow-{environment} {verb}" for environment in ENVIRONMENTS for verb in verbs}
-    assert {template["name"] for template in TEMPLATES} == names | {"mlflow promote stg to prod"}
+    assert {template["name"] for template in TEMPLATES} == names | {
+        "mlflow promote stg to prod",
+        "mlflow promote a model dev to stg",
+        "mlflow promote a model stg to prod",
+    }
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template["name"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_file, load_filter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,18 +17,12 @@ ROOT = Path(__file__).parents[2]
 FILES = ROOT / "roles/mlflow_backup/files"
 
 
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bucket = load(FILES / "bucket.py")
-manifests = load(FILES / "manifest.py")
-backup = load(FILES / "backup.py")
-filters = load(ROOT / "plugins/filter/mlflow_backup.py")
+bucket = load_file(FILES / "bucket.py")
+sealed = load_file(FILES / "sealed.py")
+artifacts = load_file(FILES / "artifacts.py")
+manifests = load_file(FILES / "manifest.py")
+backup = load_file(FILES / "backup.py")
+filters = load_filter("mlflow_backup")
 
 ID = "20261125T134500Z-3f2a"
 FIELD = st.text(st.characters(exclude_characters="\t\n", codec="utf-8"), min_size=1)
@@ -250,12 +244,6 @@ def test_errors_of_the_server_are_told_apart(error, code, words):
     assert str(explained).startswith("listing at http://minio:9000 failed: ")
 
 
-def test_the_answer_behind_an_uploads_own_error_is_told():
-    failed = RuntimeError("Failed to upload")
-    failed.__context__ = Answer("AccessDenied", 403)
-    assert bucket.explained(failed, "uploading", "backups", "key-1").code == bucket.Exit.ACCESS
-
-
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
@@ -330,10 +318,20 @@ def test_objects_that_are_not_the_environments_are_found(item, names):
         ({"mlflow_backup_bucket": ""}, "mlflow_backup_bucket is an empty text"),
         ({"mlflow_backup_scratch_size": 0}, "mlflow_backup_scratch_size is 0; expected a number from 1 on"),
         ({"mlflow_backup_restore_timeout": -1}, "mlflow_backup_restore_timeout is -1"),
+        ({"mlflow_backup_keep_days": 0}, None),
+        ({"mlflow_backup_keep_days": -1}, "mlflow_backup_keep_days is -1; expected a number from 0 on"),
+        ({"mlflow_backup_keep_newest": 0}, "mlflow_backup_keep_newest is 0; expected a number from 1 on"),
+        ({"mlflow_backup_timeout": 86401}, "mlflow_backup_timeout is 86401; expected at most 86400"),
+        ({"mlflow_backup_schedule": "30 2 * * *"}, None),
+        ({"mlflow_backup_schedule": "@daily"}, "mlflow_backup_schedule is '@daily'; expected five fields of cron"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, words):
     settings = {
+        "mlflow_backup_keep_days": 30,
+        "mlflow_backup_keep_newest": 5,
+        "mlflow_backup_schedule": "",
+        "mlflow_backup_timeout": 3600,
         "mlflow_backup_endpoint": "http://minio",
         "mlflow_backup_bucket": "mlflow-backups",
         "mlflow_backup_postgres_image": "postgres:17",

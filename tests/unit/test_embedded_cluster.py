@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import os
 import signal
@@ -15,20 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import load_file
 
 FILES = Path(__file__).parents[2] / "roles/embedded_cluster/files"
 
 
-def load(name):
-    """Import a program of the role, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"embedded_cluster_{name}", FILES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-build, node, pki = load("build"), load("node"), load("pki")
+build, node, pki = (load_file(FILES / f"{name}.py", f"embedded_cluster_{name}") for name in ("build", "node", "pki"))
 
 
 @pytest.fixture

@@ -50,6 +50,8 @@ GOOD = {
     "mlflow_server_priority_class": "",
     "mlflow_server_node_selector": {},
     "mlflow_server_tolerations": [],
+    "mlflow_gc_older_than": "30d",
+    "mlflow_gc_schedule": "30 3 * * 0",
     "mlflow_server_monitoring_backup_days": 7,
     "mlflow_server_monitoring_labels": {"release": "kube-prometheus-stack", "example.com/team": ""},
 }
@@ -138,7 +140,24 @@ BAD_SETTINGS = [
     ("mlflow_server_monitoring_backup_days", None, "1 to 3650 days"),
     ("mlflow_server_monitoring_labels", {"release": 1}, "labels as Kubernetes has them"),
     ("mlflow_server_monitoring_labels", {"re lease": "prometheus"}, "labels as Kubernetes has them"),
+    ("mlflow_gc_older_than", "", "such as 30d or 1d12h"),
+    ("mlflow_gc_older_than", "30 days", "such as 30d or 1d12h"),
+    ("mlflow_gc_older_than", "12h1d", "such as 30d or 1d12h"),
+    ("mlflow_gc_schedule", "@weekly", "as cron has them"),
+    ("mlflow_gc_schedule", "30 24 * * 0", "as cron has them"),
+    ("mlflow_gc_schedule", "*/0 3 * * 0", "as cron has them"),
+    ("mlflow_gc_schedule", "30 3 * *", "as cron has them"),
 ]
+
+
+@pytest.mark.parametrize("schedule", ["", "0 0 1 1 0", "*/15 0-6,22 * * 1-5", "5-55/10 3 31 12 6"])
+def test_schedules_that_kubernetes_takes(schedule: str) -> None:
+    assert environment.environment_problems(GOOD | {"mlflow_gc_schedule": schedule}) == []
+
+
+@pytest.mark.parametrize("age", ["0s", "30d", "1.5h", "1d2h3m4s"])
+def test_ages_that_mlflow_takes(age: str) -> None:
+    assert environment.environment_problems(GOOD | {"mlflow_gc_older_than": age}) == []
 
 
 TWO = {"mlflow_server_replicas": 2, "mlflow_server_max_replicas": 2}

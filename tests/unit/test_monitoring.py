@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -15,17 +14,14 @@ from types import ModuleType
 
 import pytest
 import urllib3
-from conftest import ROOT, load_filter
+from conftest import ROOT, load_file, load_filter
 
 FILES = ROOT / "roles/mlflow_server/files"
 
 
 @pytest.fixture(scope="module")
 def monitor() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("monitor", FILES / "monitor.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(FILES / "monitor.py")
 
 
 @pytest.fixture

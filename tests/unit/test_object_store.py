@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -115,6 +116,8 @@ def test_the_policy_allows_what_mlflow_needs_on_one_bucket_and_nothing_else():
         "s3:PutObject",
         "s3:DeleteObject",
         "s3:AbortMultipartUpload",
+        "s3:ListBucketMultipartUploads",
+        "s3:ListMultipartUploadParts",
     }
 
 
@@ -245,6 +248,16 @@ class View:
         assert attached == [name for name in self.memory.users[access_key]["policyName"].split(",") if name]
         self.memory.writes.append("attach")
         self.memory.users[access_key]["policyName"] = wanted
+
+    def remove_user(self, access_key):
+        self.memory.writes.append("remove user")
+        del self.memory.users[access_key]
+
+    def remove_policy(self, name):
+        # MinIO keeps one that somebody has.
+        assert all(name not in user["policyName"].split(",") for user in self.memory.users.values())
+        self.memory.writes.append("remove policy")
+        del self.memory.policies[name]
 
     def bucket_policy(self, bucket):
         return self.memory.anonymous.get(bucket, "")
@@ -405,6 +418,30 @@ def test_a_bucket_to_add_to_only_keeps_versions_and_its_key_deletes_nothing(memo
     assert memory.writes == ["versioning", "policy"]
     assert memory.policies["mlflow-mlflow-dev"] == policy_for("mlflow", append_only=True)
     assert ensure(memory, wanted=wanted).changes == []
+
+
+def test_a_former_key_goes_with_its_policy_once_another_has_taken_its_place(memory):
+    def ensure_next(check_mode: bool = False, former: str = ""):
+        admin, own = memory.view("root", "r"), memory.view("mlflow-dev-2", "secret-2")
+        return ensure_with_admin(admin, own, "secret-2", replace(SETTINGS, former_access_key=former), check_mode)
+
+    ensure_next()
+    assert set(memory.users) == {"mlflow-dev", "mlflow-dev-2"}
+    memory.writes.clear()
+    changes = ["removed access key mlflow-dev", "removed policy mlflow-mlflow-dev"]
+    assert ensure_next(check_mode=True, former="mlflow-dev").changes == changes
+    assert memory.writes == []
+    assert ensure_next(former="mlflow-dev").changes == changes
+    assert (set(memory.users), set(memory.policies)) == ({"mlflow-dev-2"}, {"mlflow-mlflow-dev-2"})
+    assert ensure_next(former="mlflow-dev").changes == []
+    # Never the present one, nor the administrator's.
+    assert ensure_next(former="mlflow-dev-2").changes == []
+    assert ensure_next(former="root").changes == []
+
+
+def test_without_the_administrator_a_former_key_is_told_of(memory):
+    [told] = ensure_own(memory, wanted=replace(NOTHING, former_access_key="mlflow-dev")).not_done
+    assert told == "removing access key mlflow-dev: it needs the key of MinIO's administrator"
 
 
 def test_no_secret_key_stands_in_the_diff(memory):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from pathlib import Path
 
 import pytest
 from ansible.module_utils.ansible_mlflow.errors import Error
-from ansible.module_utils.ansible_mlflow.jobs import Progress
+from ansible.module_utils.ansible_mlflow.jobs import Progress, Waiter
 from ansible.module_utils.ansible_mlflow.rollout import REPLICAS_BEFORE, Rollout
+from conftest import load_file
 
 ROOT = Path(__file__).parents[2]
-specification = importlib.util.spec_from_file_location("action", ROOT / "plugins/action/mlflow_schema.py")
-action = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(action)
+action = load_file(ROOT / "plugins/action/mlflow_schema.py", "action")
 
 
 def pod(**states):
@@ -120,3 +118,35 @@ def test_what_was_not_stopped_is_not_started(cluster):
 def test_a_pod_that_does_not_end_is_named():
     with pytest.raises(Error, match="Deployment ns/m was scaled to 0, but p did not end within 0 s"):
         Rollout(FakeDeployment(1, looks=10**6), "ns", "m", 0.05).stop()
+
+
+class Ending(FakeDeployment):
+    """A Deployment of which one pod was told to end, and does so after some looks."""
+
+    def items(self, path, labelSelector):
+        ending = {"name": "p", "deletionTimestamp": "2026-11-26T22:00:00Z", "deletionGracePeriodSeconds": 45}
+        new = {"metadata": {"name": "q"}, "status": {"phase": "Running"}}
+        return [new] + [pod | {"metadata": ending} for pod in super().items(path, labelSelector)]
+
+
+def ended(looks: int, timeout: float = 300) -> tuple[float, int]:
+    """Wait for it by a clock of its own; the seconds, and how many looks were left."""
+    clock = iter(range(10**6))
+    cluster = Ending(1, looks=looks)
+    rollout = Rollout(cluster, "ns", "m", timeout)
+    rollout.waiter = Waiter(timeout, clock=lambda: next(clock), sleep=lambda _: None)
+    return rollout.wait_for_former(), cluster.looks
+
+
+def test_the_pods_of_before_are_waited_for_until_they_have_ended():
+    assert ended(looks=3)[1] == -1
+
+
+def test_a_pod_whose_node_is_lost_is_not_waited_for_longer_than_it_was_given():
+    seconds, looks = ended(looks=10**6)
+    assert 45 < seconds < 300
+    assert looks > 0
+
+
+def test_no_longer_than_the_rollout_may_take():
+    assert ended(looks=10**6, timeout=20)[0] < 40

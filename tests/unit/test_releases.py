@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -12,15 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import load_file
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "roles/mlflow_schema/files/releases.json"
 
-spec = importlib.util.spec_from_file_location("mlflow_releases", ROOT / "scripts/mlflow_releases.py")
-script = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = script
-spec.loader.exec_module(script)
+script = load_file(ROOT / "scripts/mlflow_releases.py")
 
 
 # The table

@@ -77,6 +77,22 @@ def test_administrators_come_from_their_secrets() -> None:
     assert taken["object_store_admin_secret_key"] == "s"
 
 
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({}, ["database_password", "object_store_secret_key"]),
+        ({"given": {"database_password": "given-database-password"}}, ["object_store_secret_key"]),
+        ({"kept": {"PGPASSWORD": "kept-database-password"}}, ["object_store_secret_key"]),
+        ({"database_admin": {"username": "postgres", "password": "p"}}, ["object_store_secret_key"]),
+        ({"object_store_admin": {"access_key": "a", "secret_key": "s"}}, ["database_password"]),
+    ],
+)
+def test_what_is_generated_with_nobody_to_tell_it_is_refused(known: dict, told: list[str]) -> None:
+    found = values(known.get("given", {}), **{name: place for name, place in known.items() if name != "given"})
+    problems = secrets.unknown_problems(found, given=known.get("given", {}), kept=known.get("kept", {}))
+    assert [problem.split()[0] for problem in problems] == told
+
+
 def test_each_secret_is_in_the_clusters_secret_of_those_who_read_it_and_administrators_in_none() -> None:
     taken = values({"database_admin_username": "postgres", "database_admin_password": "top"})
     assert set(secrets.secret_data(taken)) == {

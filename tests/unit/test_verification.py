@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import load_file, load_filter
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "roles/mlflow_verification/files/verify_client.py"
@@ -26,15 +26,8 @@ SETTINGS = {
 }
 
 
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-client = load(PROGRAM)
-filters = load(ROOT / "plugins/filter/mlflow_verification.py")
+client = load_file(PROGRAM)
+filters = load_filter("mlflow_verification")
 
 
 def run(folder: Path, *arguments: str, mlflow: str = "", given: str = "", **settings: str):

@@ -52,6 +52,52 @@ def manifest_problem(manifest: dict, environment: str, backup_id: str) -> str:
     return ""
 
 
+def rows_of(text: str) -> dict[str, int]:
+    """The number of rows of each table, from what dump.sh has counted."""
+    lines = (line.rsplit("\t", 1) for line in text.splitlines() if line)
+    return {table: int(count) for table, count in lines}
+
+
+def encrypted_secrets(manifest: dict) -> int:
+    """How many secrets of the AI gateway a backup has, which only the passphrase of then decrypts."""
+    rows = (manifest["stores"]["tracking"].get("rows") or {}).items()
+    return sum(count for table, count in rows if table.rsplit(".", 1)[-1] == "secrets")
+
+
+def without_users(manifest: dict, named: dict[str, dict]) -> tuple[dict, dict[str, dict]]:
+    """A backup and the databases of another environment, without the users of either.
+
+    :raises BackupError: they cannot be told apart.
+    """
+    for what, stores in (("the backup", manifest["stores"]), ("the inventory", named)):
+        shared = [name for name in stores if name != "auth" and "auth" in stores
+                  and stores[name]["database"] == stores["auth"]["database"]]  # fmt: skip
+        if shared:
+            raise BackupError(
+                Exit.REFUSED,
+                f"in {what} the users are in the database of the {shared[0]} store, so that they would be replaced "
+                f"too; expected a database of their own (mlflow_database_auth_name)",
+            )
+    stores = {name: entry for name, entry in manifest["stores"].items() if name != "auth"}
+    return {**manifest, "stores": stores}, {name: entry for name, entry in named.items() if name != "auth"}
+
+
+def check_revisions(manifest: dict, present: dict[str, str]) -> None:
+    """Refuse a backup of another release than the environment's, whose own servers go on with its databases.
+
+    :param present: the revision that the environment's image wants, by store.
+    """
+    for name, entry in manifest["stores"].items():
+        wanted = present.get(name) or present.get("tracking")
+        if entry["revision"] != wanted:
+            raise BackupError(
+                Exit.REFUSED,
+                f"the {name} database of the backup is at revision {entry['revision']}, and the servers here want "
+                f"{wanted or 'one that is not known'}; expected the release of MLflow that the backup is of "
+                f"({manifest.get('mlflow_version_before') or 'unknown'}): bring the environment to it with site.yml",
+            )
+
+
 def check_targets(manifest: dict, named: dict[str, dict]) -> None:
     """Refuse a backup that does not fit the databases that the inventory names."""
     missing = sorted(set(manifest["stores"]) - set(named))
@@ -96,8 +142,13 @@ def summary(backup_id: str, manifest: dict | None) -> dict:
     return {
         "id": backup_id,
         "complete": True,
+        "checked": manifest.get("checked", False),
+        "encrypted": bool(manifest.get("encryption")),
         "time": manifest.get("time"),
         "mlflow_version_before": manifest.get("mlflow_version_before"),
         "revisions": {name: entry.get("revision") for name, entry in stores.items()},
         "bytes": sum(entry.get("bytes", 0) for entry in stores.values()),
+        "artifacts": {key: manifest["artifacts"].get(key) for key in ("objects", "bytes")}
+        if manifest.get("artifacts")
+        else None,
     }

@@ -1,4 +1,4 @@
-# What dump.sh and restore.sh share. Both run in an image of PostgreSQL, which has no Python.
+# What dump.sh, verify.sh and restore.sh share. They run in an image of PostgreSQL, which has no Python.
 # The password is in PGPASSWORD, so that it shows in no argument and no log.
 
 # The exit codes of the schema program: 10 may come right by itself, the others want a person.
@@ -145,4 +145,32 @@ follow() {
 # What follow() does every 10 s; a program may have its own.
 progress() {
     say "$1"
+}
+
+# How many rows each table has that is in the search path: a statement for each.
+COUNT="SELECT format('SELECT %L, count(*) FROM %I.%I', nspname || '.' || relname, nspname, relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+WHERE relkind = 'r' AND nspname = ANY(current_schemas(false)) AND NOT EXISTS (SELECT FROM pg_depend d
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"
+
+directory=$work/backup
+limit=${MLFLOW_BACKUP_SCRATCH_MIB:-0}
+
+megabytes() {
+    du -sm "$work" 2> /dev/null | cut -f 1
+}
+
+too_large() {
+    fail "$REFUSED" "$(megabytes) MiB are more than the $limit MiB of mlflow_backup_scratch_size; expected a larger \
+size$advice"
+}
+
+# limited WHAT: a progress() of what fills the volume. One that becomes too large would have the whole pod evicted,
+# without a word.
+limited() {
+    say "$1, $(megabytes) MiB"
+    if [ "$(megabytes)" -ge "$limit" ]; then
+        kill "$child"
+        too_large
+    fi
 }

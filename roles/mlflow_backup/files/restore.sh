@@ -8,7 +8,9 @@
 #     restore.sh restore    restore the lines of /work/restore.list from /work/backup/<store>.dump
 #
 # The lines are those of dump.list (see dump.sh); a revision - means that the database was empty.
+# /work/roots, if it is there, has the root of the artifacts in the backup, and in the environment, a line each.
 # Environment: PGPASSWORD, and MLFLOW_BACKUP_RUNTIME_ROLE, the role of the servers, which gets rights on the data.
+# MLFLOW_BACKUP_INTO, if the backup is another environment's: the users stay, and who is told what they may use then.
 set -eu
 . "$(dirname "$0")/postgres.sh"
 
@@ -75,12 +77,18 @@ after() {
     cat <<'EOF'
 RESET search_path;
 SELECT set_config('mlflow_backup.revision', :'revision', true), set_config('mlflow_backup.tables', :'tables', true),
-    set_config('mlflow_backup.role', :'role', true);
+    set_config('mlflow_backup.role', :'role', true), set_config('mlflow_backup.old_root', :'old_root', true),
+    set_config('mlflow_backup.new_root', :'new_root', true);
 DO $do$
 DECLARE
     wanted constant text := current_setting('mlflow_backup.revision');
     tables constant text[] := string_to_array(current_setting('mlflow_backup.tables'), ' ');
     servers constant text := current_setting('mlflow_backup.role');
+    old_root constant text := current_setting('mlflow_backup.old_root');
+    new_root constant text := current_setting('mlflow_backup.new_root');
+    -- Where MLflow keeps the addresses of artifacts.
+    places constant text[] := ARRAY['experiments.artifact_location', 'runs.artifact_uri', 'trace_tags.value',
+        'logged_models.artifact_location', 'model_versions.source', 'model_versions.storage_location'];
     found text;
     name text;
 BEGIN
@@ -96,6 +104,13 @@ BEGIN
     IF coalesce(found, '-') <> wanted THEN
         RAISE EXCEPTION 'the dump is of revision %, expected %', coalesce(found, 'none'), wanted;
     END IF;
+    FOREACH name IN ARRAY places LOOP
+        IF old_root <> '' AND EXISTS (SELECT FROM pg_attribute
+            WHERE attrelid = to_regclass(split_part(name, '.', 1)) AND attname = split_part(name, '.', 2)) THEN
+            EXECUTE format('UPDATE %1$I SET %2$I = $2 || substr(%2$I, length($1) + 1) WHERE left(%2$I, length($1)) = $1',
+                split_part(name, '.', 1), split_part(name, '.', 2)) USING old_root, new_root;
+        END IF;
+    END LOOP;
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', current_schema(), servers);
     EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA %I TO %I', current_schema(), servers);
     FOREACH name IN ARRAY ARRAY['alembic_version', 'alembic_version_auth'] LOOP
@@ -142,6 +157,7 @@ restore() {
     } 2> "$work/reading" | psql --no-psqlrc --no-password --quiet --output=/dev/null \
         --set=ON_ERROR_STOP=1 --set=SHOW_CONTEXT=never \
         --set=revision="$revision" --set=tables="$tables" --set=role="$MLFLOW_BACKUP_RUNTIME_ROLE" \
+        --set=old_root="$old_root" --set=new_root="$new_root" \
         > "$work/stdout" 2> "$work/stderr" &
     follow $! "restoring $label" || :
     if ! grep -qx restored "$work/stdout"; then
@@ -170,7 +186,67 @@ check() {
     fi
 }
 
-restored=
+# resources FILE: writes what there is to be permitted, kind, id and name, a line each.
+resources() {
+    : > "$1"
+    while IFS= read -r line <&3; do
+        take "$line"
+        for kind in experiment registered_model; do
+            case $kind in
+                experiment) table=experiments columns='experiment_id, name' ;;
+                *) table=registered_models columns='name, name' ;;
+            esac
+            ask "SELECT to_regclass('$table') IS NOT NULL"
+            if [ "$answer" = t ]; then
+                ask "SELECT concat_ws(E'\\t', '$kind', $columns) FROM $table"
+                printf '%s\n' "$answer" >> "$1"
+            fi
+        done
+    done 3< "$work/restore.list"
+}
+
+# permitted FILE: writes what the users of the environment have permissions on, kind and id.
+permitted() {
+    : > "$1"
+    printf '%s' "$MLFLOW_BACKUP_TARGETS" | grep "^auth$tab" > "$work/auth" || return 0
+    take "$(cat "$work/auth")"
+    ask "SELECT to_regclass('role_permissions') IS NOT NULL"
+    if [ "$answer" = t ]; then
+        statement="SELECT DISTINCT resource_type, resource_pattern FROM role_permissions
+            WHERE resource_type IN ('experiment', 'registered_model') AND resource_pattern <> '*'"
+    else
+        statement="SELECT DISTINCT 'experiment', experiment_id FROM experiment_permissions
+            UNION SELECT DISTINCT 'registered_model', name FROM registered_model_permissions"
+    fi
+    ask "SELECT concat_ws(E'\\t', resource_type, id) FROM ($statement) AS p (resource_type, id)"
+    printf '%s\n' "$answer" | sort > "$1"
+}
+
+# strangers: sets warnings to a JSON list of what permissions mean now that they did not mean before.
+strangers() {
+    resources "$work/resources.now"
+    permitted "$work/permitted"
+    awk -F "$tab" -v now="$work/resources.now" '
+        FILENAME == ARGV[3] {
+            if ($1 == "") next
+            what = $1 == "experiment" ? "experiment " $2 : "model " $2
+            if (!(($1, $2) in new)) print "a user may use " what ", which is not there any more"
+            else if (old[$1, $2] != new[$1, $2])
+                print "a user may use " what ", which is now " new[$1, $2] \
+                    (($1, $2) in old ? " and was " old[$1, $2] : "")
+            next
+        }
+        FILENAME == now { new[$1, $2] = $3; next }
+        { old[$1, $2] = $3 }
+    ' "$work/resources.before" "$work/resources.now" "$work/permitted" > "$work/strangers"
+    warnings=
+    while IFS= read -r line <&3; do
+        say "$line"
+        warnings="${warnings:+$warnings, }$(quoted "$line")"
+    done 3< "$work/strangers"
+}
+
+restored='' warnings='' old_root='' new_root=''
 case ${1:-} in
     check)
         printf '%s' "$MLFLOW_BACKUP_TARGETS" > "$work/list"
@@ -191,9 +267,18 @@ while IFS= read -r line <&3; do
     fi
 done 3< "$work/list"
 if [ "$command" = restore ]; then
+    if [ -s "$work/roots" ]; then
+        { IFS= read -r old_root && IFS= read -r new_root; } < "$work/roots"
+    fi
+    if [ -n "${MLFLOW_BACKUP_INTO:-}" ]; then
+        resources "$work/resources.before"
+    fi
     while IFS= read -r line <&3; do
         take "$line"
         restore
     done 3< "$work/list"
 fi
-printf '{"changed": %s, "restored": %s}\n' "$changed" "$(quoted "$restored")"
+if [ "$command" = restore ] && [ -n "${MLFLOW_BACKUP_INTO:-}" ]; then
+    strangers
+fi
+printf '{"changed": %s, "restored": %s, "warnings": [%s]}\n' "$changed" "$(quoted "$restored")" "$warnings"

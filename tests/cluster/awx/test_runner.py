@@ -54,7 +54,8 @@ class Awx:
     def __init__(self, folder: Path, bao: Bao) -> None:
         self.folder = folder
         self.secrets = {name: random.token_hex(20) for name in NAMES}
-        self.secrets["webhook_key"] = base64.urlsafe_b64encode(random.token_bytes(32)).decode()
+        for name in ("webhook_key", "backup_encryption_key"):
+            self.secrets[name] = base64.urlsafe_b64encode(random.token_bytes(32)).decode()
         # These are names.
         ids = {"object_store_access_key": "mlflow-prod", "backup_access_key": "mlflow-backup-prod"}
         bao.write("mlflow/prod", self.secrets | ids)

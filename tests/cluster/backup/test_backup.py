@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from typing import Any
 
 import minio
 import pytest
-from conftest import DATABASE_PORTS, Cluster, Run, apply, play, request, s3, wait_until
+from conftest import DATABASE_PORTS, Cluster, Run, apply, folded, play, request, s3, wait_until
 
-ENVIRONMENT = "dev"
+# One that an upgrade makes; those on demand are in test_on_demand.py, which make test runs too.
+pytestmark = pytest.mark.full
+ENVIRONMENT = os.environ.get("MLFLOW_TEST_ENVIRONMENT", "dev")
 NAMESPACE = f"mlflow-{ENVIRONMENT}"
 BUCKET = "mlflow-backups"
 STORES = {"tracking": ("mlflow", "alembic_version"), "auth": ("mlflow_auth", "alembic_version_auth")}
@@ -84,11 +87,6 @@ def restore(backup_id: str, confirm: str = ENVIRONMENT, *args: str) -> Run:
     return play("playbooks/restore.yml", ENVIRONMENT, args=(*given, *args))
 
 
-def folded(output: str) -> str:
-    """The output with Ansible's line breaks taken out."""
-    return re.sub(r"\s+", " ", output)
-
-
 def apply_config(data: dict[str, str]) -> None:
     """Give the servers' ConfigMap other data, as a later run of Ansible would."""
     metadata = {"name": f"mlflow-config-{ENVIRONMENT}", "namespace": NAMESPACE}
@@ -99,17 +97,22 @@ def put(store: minio.Minio, name: str, content: bytes) -> None:
     store.put_object(BUCKET, name, io.BytesIO(content), len(content))
 
 
-@pytest.fixture(scope="module")
-def backup(cluster: Cluster) -> str:
-    """The id of a backup of the environment as it is."""
+def back_up(cluster: Cluster, **more: str) -> Run:
+    """Make a backup of the environment as it is."""
     lines = []
     host, port = f"{ENVIRONMENT}-postgres.pgsql.svc.cluster.local", DATABASE_PORTS[ENVIRONMENT]
     for store, (name, version) in STORES.items():
         with cluster.database(ENVIRONMENT, name) as connection:
             revision = connection.execute(f"SELECT version_num FROM {version}").fetchone()[0]
         lines.append(f"{store}\t{host}\t{port}\t{name}\tmlflow_migrator\t{revision}\n")
-    listed = json.dumps({"dump_list": "".join(lines)})
-    done = play("tests/cluster/backup/backup.yml", ENVIRONMENT, args=("-e", listed))
+    listed = json.dumps({"dump_list": "".join(lines), **more})
+    return play("tests/cluster/backup/backup.yml", ENVIRONMENT, args=("-e", listed))
+
+
+@pytest.fixture(scope="module")
+def backup(cluster: Cluster) -> str:
+    """The id of a backup of the environment as it is."""
+    done = back_up(cluster)
     assert done.status == 0, done.output
     return re.search(r"backup_id=([\w-]+)", done.output)[1]
 
@@ -153,9 +156,9 @@ def test_a_second_restore_of_it_is_fine(cluster: Cluster, backup: str, untouched
 
 
 def test_without_a_confirmation_the_backups_are_listed(cluster: Cluster, backup: str, still_served: None) -> None:
-    for done in (play("playbooks/restore.yml", ENVIRONMENT), restore(backup, "prod")):
+    for done in (play("playbooks/restore.yml", ENVIRONMENT), restore(backup, "another")):
         assert done.status != 0
-        assert "-e mlflow_backup_id=ID -e mlflow_backup_confirm_overwrite=dev" in done.output
+        assert f"-e mlflow_backup_id=ID -e mlflow_backup_confirm_overwrite={ENVIRONMENT}" in done.output
         assert re.search(rf"{backup}  \S+Z  [0-9.]+ [KM]iB  auth \w+, tracking \w+", done.output)
 
 
@@ -227,6 +230,28 @@ def test_a_backup_says_to_which_moment_the_artifacts_can_be_brought_back(cluster
     assert (marker["bucket"], marker["versioning"]) == ("mlflow", "Enabled")
     assert "why" not in marker
     assert marker["time"]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (
+            r"sed -i 's/^public.runs\t.*/public.runs\t999999/' /work/backup/tracking.rows",
+            "is not what was dumped: restored, it has other rows: < public.runs 999999",
+        ),
+        (
+            "head -c 10000 /work/backup/auth.dump > /tmp/x; cp /tmp/x /work/backup/auth.dump",
+            "is not what was dumped: pg_",
+        ),
+        (r"sed -i 's/^\(tracking.*\t\).*/\1older/' /work/dump.list", "expected older"),
+    ],
+)
+def test_a_dump_that_does_not_restore_is_no_backup(cluster: Cluster, tamper: str, words: str) -> None:
+    before = len(list(cluster.object_store(ENVIRONMENT).list_objects(BUCKET, recursive=True)))
+    done = back_up(cluster, tamper=tamper)
+    assert done.status != 0
+    assert words in folded(done.output)
+    assert len(list(cluster.object_store(ENVIRONMENT).list_objects(BUCKET, recursive=True))) == before
 
 
 def test_objects_of_others_are_not_applied(cluster: Cluster, backup: str, still_served: None) -> None:

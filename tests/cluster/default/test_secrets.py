@@ -54,7 +54,13 @@ class Arguments(threading.Thread):
                     continue
 
 
-@pytest.mark.parametrize("args", [("-vvv",), ("-vvv", "--check", "--diff", "-e", "mlflow_server_cpu_request=300m")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-vvv",),
+        pytest.param(("-vvv", "--check", "--diff", "-e", "mlflow_server_cpu_request=300m"), marks=pytest.mark.full),
+    ],
+)
 def test_no_secret_is_in_a_runs_output_nor_in_a_processs_arguments(
     cluster: Cluster, forbidden: dict[str, str], args: tuple[str, ...]
 ) -> None:
@@ -78,7 +84,9 @@ def test_a_first_runs_diff_and_a_rotated_password_show_no_secret(cluster: Cluste
             "--check",
             "--diff",
             "-e",
-            json.dumps({"mlflow_environment_secrets": {"database_password": new}}),
+            json.dumps(
+                {"mlflow_environment_secrets": {"database_password": new}, "mlflow_environment_secrets_at_once": True}
+            ),
         ),
     )
     # Ansible itself prints the extra variables that it was given on the command line; people give a vault file.

@@ -418,6 +418,7 @@ def test_down_leaves_nothing_but_the_data(keeper: Keeper, firewall_rule: str) ->
     keeper.check()
 
 
+@pytest.mark.full
 def test_sets_of_data_are_apart_and_removed_by_name(keeper: Keeper) -> None:
     run = up(SCRATCH)
     assert f"the cluster now runs on the data set {SCRATCH}; {DATA} is kept" in run.output

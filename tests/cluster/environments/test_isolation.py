@@ -85,6 +85,7 @@ def test_no_two_environments_share_a_secret(cluster: Cluster, one: str, other: s
     assert set(cluster.secrets(one).values()).isdisjoint(cluster.secrets(other).values())
 
 
+@pytest.mark.full
 def test_a_second_run_of_all_three_changes_nothing(cluster: Cluster) -> None:
     before = [cluster.resource_versions(environment) for environment in ENVIRONMENTS]
     run = site(*ENVIRONMENTS)

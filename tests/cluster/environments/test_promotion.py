@@ -49,6 +49,7 @@ def test_what_stg_runs_is_verified_and_written_into_prods_inventory(cluster: Clu
     assert (status, "changed=0" in output, file.read_text()) == (0, True, text), output
 
 
+@pytest.mark.full
 def test_what_is_not_what_was_verified_is_refused_and_nothing_is_written(cluster: Cluster, inventories: Path) -> None:
     prod = inventories / "prod/group_vars/prod"
     (inventories / "stg/group_vars/stg/more.yml").write_text("mlflow_server_pool_size: 3\n")

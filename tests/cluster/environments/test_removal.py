@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Cluster, mlflow_client, play, site
+from conftest import Cluster, folded, mlflow_client, play, site
 
 ALL = ["databases", "bucket", "backups"]
 RUN = """
@@ -32,7 +32,7 @@ def test_without_the_environments_name_nothing_is_removed(cluster: Cluster) -> N
     for variables in ({}, {"mlflow_destroy_confirm": "prod", "mlflow_destroy_data": ["databases", "bucket"]}):
         run = destroy("stg", **variables)
         assert run.status == 2, run.output
-        assert "-e mlflow_destroy_confirm=stg" in " ".join(run.output.split())
+        assert "-e mlflow_destroy_confirm=stg" in folded(run.output)
     run = destroy("stg", "--check", mlflow_destroy_confirm="stg", mlflow_destroy_data=ALL)
     assert (run.status, run.changed) == (0, 5), run.output
     assert cluster.everything("stg") == before

@@ -16,7 +16,7 @@ import pytest
 import urllib3
 import yaml
 from authority import Authority
-from conftest import CLIENT, Cluster, Run, apply, client_environment, request, site, wait_until
+from conftest import CLIENT, Cluster, Run, apply, client_environment, folded, request, site, wait_until
 from contour import GATEWAY, Contour
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -221,7 +221,7 @@ def test_what_the_cluster_does_not_have_is_refused_before_anything_changes(front
     ):
         run = front.run(way, **given)
         assert run.status != 0
-        assert " ".join(told.split()) in " ".join(run.output.split())
+        assert " ".join(told.split()) in folded(run.output)
         assert run.changed == 0
     assert cluster.resource_versions("dev") == before
 
@@ -247,6 +247,7 @@ def test_an_ingress_with_tls_serves_who_trusts_the_authority(front: Front, clust
     front.assert_serves()
 
 
+@pytest.mark.full
 def test_an_ingress_has_nothing_to_change_at_a_second_run(front: Front) -> None:
     for args in (SERVER, (*SERVER, "--check")):
         run = front.run("ingress", *args, **front.ingress)

@@ -10,10 +10,8 @@ from conftest import Cluster, request, s3, site
 
 
 def delete_bucket(cluster: Cluster) -> None:
-    store = cluster.object_store("dev")
-    for item in store.list_objects("mlflow", recursive=True, include_version=True):
-        store.remove_object("mlflow", item.object_name, item.version_id)
-    store.remove_bucket("mlflow")
+    cluster.delete_versions("dev", "mlflow")
+    cluster.object_store("dev").remove_bucket("mlflow")
 
 
 def delete_access_key(cluster: Cluster) -> None:
@@ -99,10 +97,8 @@ def assert_the_server_works_and_cannot_migrate(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "harms",
     [
-        (delete_bucket, delete_access_key, edit_config_map),
-        (revoke_grants, let_the_server_migrate),
-        (give_everything_to_the_server, change_passwords),
-        (delete_deployment, delete_config_map, delete_service),
+        (delete_bucket, delete_access_key, edit_config_map, revoke_grants, let_the_server_migrate),
+        (give_everything_to_the_server, change_passwords, delete_deployment, delete_config_map, delete_service),
     ],
     ids=lambda harms: ", ".join(harm.__name__ for harm in harms),
 )

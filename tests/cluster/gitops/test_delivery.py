@@ -13,7 +13,7 @@ from typing import Any
 import minio
 import pytest
 import urllib3
-from conftest import CLIENT, ROOT, Cluster, ansible_environment, play, request, wait_until
+from conftest import CLIENT, ROOT, Cluster, ansible_environment, folded, play, request, wait_until
 from delivery import NEW, OLD, Delivery, secrets, user
 
 # What the delivery has put on Python's path.
@@ -147,6 +147,7 @@ def deadline(cluster: Cluster, environment: str) -> int:
     return cluster.apps.read_namespaced_deployment(name, name).spec.progress_deadline_seconds
 
 
+@pytest.mark.full
 def test_a_change_by_hand_is_healed_in_dev_and_reported_elsewhere(delivery: Delivery, cluster: Cluster) -> None:
     for environment in ENVIRONMENTS:
         assert deadline(cluster, environment) == 300
@@ -180,7 +181,7 @@ def test_where_a_person_syncs_a_run_waits_for_that_and_reports_changes_by_hand(
     wait_until(lambda: "automated" not in policy(), 60, "a person syncs stg from now on")
     commit = delivery.deliver("stg", mlflow_server_auth_cache_seconds=62)
     run = delivery.run("site.yml", "stg")
-    assert (run.status, "argocd app sync mlflow-stg" in " ".join(run.output.split())) == (2, True), run.output
+    assert (run.status, "argocd app sync mlflow-stg" in folded(run.output)) == (2, True), run.output
     delivery.argo.sync("stg", commit)
     delivery.argo.wait_for("stg", commit)
     change_by_hand(cluster, "stg", 299)
@@ -209,6 +210,7 @@ def test_what_runs_is_promoted_to_another_environment_and_rendered_for_it(delive
     assert [line.split()[-1] for line in changes if "auth_cache_ttl_seconds" in line] == ["62", "60"], changes
 
 
+@pytest.mark.full
 def test_a_commit_back_fails_the_sync_with_the_program_s_words_and_the_pods_serve_on(
     delivery: Delivery, cluster: Cluster
 ) -> None:
@@ -219,7 +221,7 @@ def test_a_commit_back_fails_the_sync_with_the_program_s_words_and_the_pods_serv
     told = [item["message"] for item in operation["syncResult"]["resources"] if item["kind"] == "Pod"]
     assert "newer than MLflow 3.16.0" in told[0], told
     assert run.status != 0
-    assert told[0][:60] in " ".join(run.output.split())
+    assert told[0][:60] in folded(run.output)
     assert set(answers) == {200}, answers
     assert image(cluster, "dev") == NEW
     delivery.argo.wait_for("dev", delivery.deliver("dev", mlflow_environment_image=NEW))

@@ -103,6 +103,7 @@ def test_a_dry_run_says_what_a_run_makes_and_makes_nothing(cluster: Cluster, kin
     assert (made.status, names(cluster)) == (0, ALL), made.output
 
 
+@pytest.mark.full
 def test_a_second_run_and_a_dry_run_change_nothing(cluster: Cluster, kinds: None) -> None:
     # The Deployments' status has to be as it will be.
     wait_until(lambda: len(cluster.servers("dev")) == 1, 60, "the pods of before are gone")
@@ -245,9 +246,9 @@ def no_monitor(cluster: Cluster) -> Iterator[None]:
     ("alert", "fault"),
     [
         ("MlflowSchemaMismatch", another_revision),
-        ("MlflowDatabaseConnections", no_connection_left),
+        pytest.param("MlflowDatabaseConnections", no_connection_left, marks=pytest.mark.full),
         ("MlflowBucketUnreachable", blocked_bucket),
-        ("MlflowSlow", slow_table),
+        pytest.param("MlflowSlow", slow_table, marks=pytest.mark.full),
         ("MlflowUnwatched", no_monitor),
     ],
 )
@@ -272,8 +273,9 @@ def test_only_a_new_backup_that_is_complete_counts(cluster: Cluster, prometheus:
         store.put_object(BACKUPS, folder + name, io.BytesIO(b"{}"), 2)
 
     with ExitStack() as cleaning:
-        remove(cluster, "dev/")
-        cleaning.callback(remove, cluster, "dev/")
+        # Only an administrator can.
+        cluster.delete_versions("dev", BACKUPS, "dev/")
+        cleaning.callback(cluster.delete_versions, "dev", BACKUPS, "dev/")
         wait_until(lambda: prometheus.value("mlflow_backup_last_timestamp_seconds") == 0, 20, "there is no backup")
         wait_until(lambda: "MlflowBackupOld" in prometheus.firing(), 20, "none is told")
         put(8, "manifest.json")
@@ -284,13 +286,6 @@ def test_only_a_new_backup_that_is_complete_counts(cluster: Cluster, prometheus:
         assert "MlflowBackupOld" in prometheus.firing()
         put(2, "manifest.json")
         wait_until(lambda: "MlflowBackupOld" not in prometheus.firing(), 20, "a new one is enough")
-
-
-def remove(cluster: Cluster, prefix: str) -> None:
-    """Remove backups, which only an administrator can."""
-    store = cluster.object_store("dev")
-    for item in store.list_objects(BACKUPS, prefix=prefix, recursive=True, include_version=True):
-        store.remove_object(BACKUPS, item.object_name, item.version_id)
 
 
 def test_a_database_that_is_gone_is_told_and_no_pod_is_restarted_for_it(
@@ -327,10 +322,14 @@ def test_a_database_that_is_gone_is_told_and_no_pod_is_restarted_for_it(
     assert mlflow_client("dev", cluster.secrets("dev"), "answer = mlflow.get_experiment('0').experiment_id") == "0"
 
 
-def test_switched_off_nothing_of_it_is_left(cluster: Cluster, kinds: None) -> None:
+@pytest.mark.full
+def test_a_dry_run_that_switches_it_off_leaves_it(cluster: Cluster, kinds: None) -> None:
     dry = deploy("--check")
     assert dry.status == 0, dry.output
     assert names(cluster) == ALL
+
+
+def test_switched_off_nothing_of_it_is_left(cluster: Cluster, kinds: None) -> None:
     off = deploy()
     assert (off.status, names(cluster)) == (0, set()), off.output
     assert len(cluster.servers("dev")[-1].spec.containers) == 1

@@ -135,6 +135,7 @@ def refused(cluster: Cluster, spec: dict[str, Any]) -> str:
     return ""
 
 
+@pytest.mark.full
 def test_the_servers_run_as_who_they_are_told_and_serve_a_real_client(cluster: Cluster) -> None:
     run = site("dev")
     assert run.status == 0, run.output
@@ -175,6 +176,7 @@ def test_every_pod_that_an_environment_starts_is_admitted_as_it_is_rendered(
         assert words in told if words else told == ""
 
 
+@pytest.mark.full
 def test_a_user_that_the_platform_does_not_admit_is_told_and_the_servers_go_on(cluster: Cluster) -> None:
     before = [pod.metadata.uid for pod in cluster.servers("dev")]
     run = site("dev", args=KUBERNETES)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -120,7 +122,7 @@ def test_without_the_metrics_server_an_autoscaler_is_refused_before_anything_cha
 def test_under_load_there_is_one_more_and_the_next_run_keeps_it(cluster: Cluster, metrics: MetricsServer) -> None:
     assert "changed" in site("dev", args=(*UP_TO_TWO, *SERVER, "--check")).output
     assert made(cluster) == set()
-    green(site("dev", args=UP_TO_TWO))
+    green(site("dev", args=(*UP_TO_TWO, *SERVER)))
     assert (made(cluster), replicas(cluster)) == ({"budget", "autoscaler"}, 1)
     password, start = cluster.secrets("dev")["MLFLOW_AUTH_ADMIN_PASSWORD"], time.monotonic()
     asking = [Load("/api/2.0/mlflow/experiments/get?experiment_id=0", 0.01, password) for _ in range(4)]
@@ -173,6 +175,30 @@ def test_argo_cd_is_told_no_number_either(metrics: MetricsServer, tmp_path: Path
     assert "RespectIgnoreDifferences=true" in application["syncPolicy"]["syncOptions"]
     allowed = {entry["kind"] for entry in by_kind["AppProject"]["namespaceResourceWhitelist"]}
     assert {"HorizontalPodAutoscaler", "PodDisruptionBudget"} <= allowed
+
+
+def test_every_pod_runs_on_the_nodes_that_are_meant(tmp_path: Path) -> None:
+    where = {"nodeSelector": {"pool": "mlflow"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]}
+    settings = {
+        "mlflow_server_node_selector": where["nodeSelector"],
+        "mlflow_server_tolerations": where["tolerations"],
+        "mlflow_backup_schedule": "0 3 * * *",
+        "mlflow_gc_schedule": "0 4 * * *",
+        "mlflow_gitops_repository": str(tmp_path),
+        "mlflow_gitops_repository_url": "https://git.example.com/deployments.git",
+    }
+    green(play("playbooks/render.yml", "dev", args=("-e", json.dumps(settings))))
+    pods: dict[str, list[dict[str, Any]]] = {}
+    for file in tmp_path.rglob("*.yaml"):
+        found = yaml.safe_load(file.read_text())
+        spec = found.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template", {"spec": spec})
+        if "containers" in template["spec"]:
+            pods.setdefault(found["kind"], []).append(template["spec"])
+    # The servers, the schema's hook, backups and clean-ups.
+    assert {kind: len(found) for kind, found in pods.items()} == {"Deployment": 1, "Pod": 1, "CronJob": 2}
+    specs = [spec for found in pods.values() for spec in found]
+    assert [{name: spec.get(name) for name in where} for spec in specs] == [where] * 4
 
 
 def test_without_several_replicas_nothing_of_it_is_left(cluster: Cluster) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import psycopg
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from authority import Authority
-from conftest import DATABASE_PORTS, KUBECONFIG, ROOT, Cluster, site, wait_until
+from conftest import DATABASE_PORTS, KUBECONFIG, ROOT, Cluster, play, site, wait_until
 from processes import free_port
 
 sys.path.insert(0, str(ROOT / "library"))
@@ -26,16 +28,17 @@ sys.path.insert(0, str(ROOT / "library"))
 SITE_PACKAGES = ROOT / ".cache/servers/lib/python3.11/site-packages"
 PASSWORD = "p%41&x/y@z#1"
 MIGRATOR_PASSWORD = f"{PASSWORD}m"
+LATER_PASSWORD = f"{PASSWORD}l"
 NOBODY = 65534
-ENVIRONMENT = "dev"
+ENVIRONMENT = os.environ.get("MLFLOW_TEST_ENVIRONMENT", "dev")
 HOST = f"{ENVIRONMENT}-postgres.pgsql.svc.cluster.local"
 
 
-def run_module(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run library/mlflow_database; its result."""
+def run_module(arguments: dict[str, Any], name: str = "mlflow_database") -> dict[str, Any]:
+    """Run a module of library/; its result."""
     output = io.StringIO()
     with patch_module_args(arguments), contextlib.redirect_stdout(output), pytest.raises(SystemExit):
-        importlib.import_module("mlflow_database").main()
+        importlib.import_module(name).main()
     return json.loads(output.getvalue())
 
 
@@ -83,21 +86,15 @@ class Server:
 
     def ensure(self, name: str, *, check_mode: bool = False, **options: Any) -> dict[str, Any]:
         """Run library/mlflow_database for the databases `name` and `name_auth`, and roles of their own; its result."""
-        arguments = {
-            "host": "127.0.0.1",
-            "port": self.port,
-            "reach": "direct",
-            "admin_username": "postgres",
-            "admin_password": PASSWORD,
-            "username": name,
-            "password": PASSWORD,
-            "migrator_username": f"{name}_migrator",
-            "migrator_password": MIGRATOR_PASSWORD,
-            "databases": [name, f"{name}_auth"],
-            "_ansible_check_mode": check_mode,
-            **options,
-        }
-        return run_module(arguments)
+        migrator = {"migrator_username": f"{name}_migrator", "migrator_password": MIGRATOR_PASSWORD}
+        arguments = migrator | {"username": name, "password": PASSWORD, "_ansible_check_mode": check_mode} | options
+        return self.run("mlflow_database", name, **arguments)
+
+    def run(self, module: str, name: str, **options: Any) -> dict[str, Any]:
+        """Run a module of library/ as the administrator for the databases `name` and `name_auth`; its result."""
+        reached = {"host": "127.0.0.1", "port": self.port, "reach": "direct"}
+        admin = {"admin_username": "postgres", "admin_password": PASSWORD}
+        return run_module(reached | admin | {"databases": [name, f"{name}_auth"]} | options, module)
 
     def names(self) -> set[str]:
         """The databases and roles that somebody made."""
@@ -236,6 +233,7 @@ def test_everything_runs_on_verified_connections_in_a_schema_of_its_own(cluster:
     settings = {
         "mlflow_database_name": "own",
         "mlflow_database_auth_name": "own_auth",
+        "mlflow_database_registry_name": "own_registry",
         "mlflow_database_schema": schema,
         "mlflow_database_tls_mode": "verify-full",
         "mlflow_database_ca_certificate": authority.certificate,
@@ -256,12 +254,30 @@ def test_everything_runs_on_verified_connections_in_a_schema_of_its_own(cluster:
             assert sessions.fetchall() == [(True,)]
         again = site(ENVIRONMENT, args=args)
         assert (again.status, again.changed) == (0, 0), again.output
+        day_two(args)
     finally:
         back = site(ENVIRONMENT)
         with cluster.database(ENVIRONMENT, "postgres") as connection:
-            for name in ("own", "own_auth"):
+            for name in ("own", "own_auth", "own_registry"):
                 connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         assert back.status == 0, back.output
+
+
+def day_two(args: tuple[str, ...]) -> None:
+    """Whatever connects to PostgreSQL later."""
+    made = play("playbooks/backup.yml", ENVIRONMENT, args=args)
+    assert made.status == 0, made.output
+    backup = re.search(r"backup (\S+): ", made.output)[1]
+    restore = f"mlflow_backup_id={backup} mlflow_backup_confirm_overwrite={ENVIRONMENT}"
+    for name, given in (
+        ("gc", "mlflow_gc_older_than=0d"),
+        ("restore", restore),
+        # What is encrypted with the others would not be in the databases that dev goes back to.
+        ("rotate", '{"mlflow_rotation_secrets": ["database_password", "database_migrator_password", "webhook_key"]}'),
+        ("status", "mlflow_status_backup_hours=1"),
+    ):
+        run = play(f"playbooks/{name}.yml", ENVIRONMENT, args=(*args, "-e", given))
+        assert run.status == 0, run.output
 
 
 def test_on_postgresql_18_everything_is_made_once_and_a_dry_run_tells_it(server: Server) -> None:
@@ -378,6 +394,63 @@ def test_an_administrator_who_is_no_superuser_makes_everything(server: Server) -
     made = server.ensure("mlflow", admin_username="boss")
     assert dry["changes"] == made["changes"] != []
     assert server.ensure("mlflow", admin_username="boss")["changes"] == []
+
+
+@pytest.mark.parametrize("admin", ["postgres", "boss"])
+def test_on_postgresql_18_the_servers_log_in_a_second_way_while_their_password_changes(
+    server: Server, admin: str
+) -> None:
+    def second_login(**options: Any) -> dict[str, Any]:
+        given = {"username": "mlflow", "password": LATER_PASSWORD, "admin_username": admin}
+        return server.run("mlflow_database_login", "mlflow", **given | options)
+
+    server.ensure("mlflow", admin_username=admin)
+    with server.connect("mlflow_migrator", "mlflow", MIGRATOR_PASSWORD) as migrator:
+        migrator.execute("CREATE TABLE runs (name text)")
+        migrator.execute("CREATE TABLE alembic_version (version_num text)")
+    server.ensure("mlflow", admin_username=admin)
+    assert second_login()["username"] == "mlflow_rotation"
+    assert second_login()["changes"] == []
+    for user, password in (("mlflow_rotation", LATER_PASSWORD), ("mlflow", PASSWORD)):
+        with server.connect(user, "mlflow", password) as connection:
+            connection.execute("INSERT INTO runs SELECT version_num FROM alembic_version")
+            assert refused(connection, FORBIDDEN) == FORBIDDEN
+    server.ensure("mlflow", admin_username=admin, password=LATER_PASSWORD)
+    assert second_login(state="absent")["changes"] == ["dropped role mlflow_rotation"]
+    assert (second_login()["username"], second_login()["changes"]) == ("mlflow", [])
+    assert server.names() == {"boss", "mlflow", "mlflow_auth", "mlflow_migrator"}
+
+
+def test_a_second_login_that_postgresql_does_not_let_in_is_told_and_gone(server: Server) -> None:
+    server.ensure("mlflow")
+    rules = server.data / "pg_hba.conf"
+    before = rules.read_text()
+
+    def state(text: str) -> None:
+        rules.write_text(text)
+        with server.connect() as connection:
+            connection.execute("SELECT pg_reload_conf()")
+
+    try:
+        state(f"host all mlflow_rotation all reject\n{before}")
+        refusal = server.run("mlflow_database_login", "mlflow", username="mlflow", password=LATER_PASSWORD)
+    finally:
+        state(before)
+    assert refusal["failed"]
+    assert "such as a line of pg_hba.conf, to let this one in, too; nothing was changed" in refusal["msg"]
+    assert LATER_PASSWORD not in json.dumps(refusal)
+    assert server.names() == {"boss", "mlflow", "mlflow_auth", "mlflow_migrator"}
+
+
+def test_the_second_login_of_a_rotation_that_broke_off_goes_with_the_databases(server: Server) -> None:
+    server.ensure("mlflow", environment="dev")
+    server.run("mlflow_database_login", "mlflow", username="mlflow", password=LATER_PASSWORD)
+    with server.connect() as connection:
+        connection.execute("CREATE ROLE mlflow_migrator_rotation")
+    dropped = server.run("mlflow_drop_databases", "mlflow", roles=["mlflow", "mlflow_migrator"], environment="dev")
+    assert "dropped role mlflow_rotation" in dropped["changes"]
+    # Nobody has marked it as such a login.
+    assert server.names() == {"boss", "mlflow_migrator_rotation"}
 
 
 def test_an_administrator_who_may_not_use_a_role_is_refused_with_the_statement_that_helps(server: Server) -> None:

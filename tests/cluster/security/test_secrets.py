@@ -22,7 +22,6 @@ from conftest import (
     s3,
     site,
 )
-from kubernetes.stream import stream
 from openbao import Bao
 
 NAMESPACE, SECRET, MAINTENANCE, CONFIG = (
@@ -82,16 +81,8 @@ def serves_with(cluster: Cluster, expected: dict[str, str]) -> None:
         'MLFLOW_TRACKING_PASSWORD="$MLFLOW_AUTH_ADMIN_PASSWORD" '
         f"mlflow gc --tracking-uri http://localhost:5000 --run-ids {run} && echo collected"
     )
-    output = stream(
-        cluster.core.connect_get_namespaced_pod_exec,
-        pod.metadata.name,
-        NAMESPACE,
-        container="mlflow",
-        command=["sh", "-c", collect],
-        stderr=True,
-        stdout=True,
-        _request_timeout=90,
-    )
+    _, answer, errors = cluster.execute(NAMESPACE, pod.metadata.name, ["sh", "-c", collect], "mlflow")
+    output = answer + errors
     assert "collected" in output, output
     with cluster.database("dev", "mlflow", ("mlflow", kept["PGPASSWORD"])) as connection:
         assert connection.execute("SELECT count(*) FROM runs WHERE run_uuid = %s", (run,)).fetchone() == (0,)
@@ -107,7 +98,7 @@ def test_openbao_supplies_every_secret_by_approle_and_passwords_of_every_charact
     login = bao.approle("dev")
     for name, value in login.items():
         monkeypatch.setenv(name, value)
-    run = site("dev", args=("-vvv", *from_vault(bao)))
+    run = site("dev", args=("-vvv", *from_vault(bao, mlflow_environment_secrets_at_once=True)))
     assert run.status == 0, run.output
     assert "updated Secret mlflow-secrets-dev" in run.output
     serves_with(cluster, changed)
@@ -363,7 +354,8 @@ def test_a_run_with_somebody_elses_secrets_never_writes_them(cluster: Cluster) -
 @pytest.mark.parametrize("password", [PERCENT, DOLLAR, LONG], ids=["percent", "dollar", "64 characters"])
 def test_a_password_is_the_databases_minios_and_the_administrators(cluster: Cluster, password: str) -> None:
     given = {"database_password": password, "object_store_secret_key": password, "admin_password": password}
-    secrets = ("-e", json.dumps({"mlflow_environment_secrets": given}))
+    variables = {"mlflow_environment_secrets": given, "mlflow_environment_secrets_at_once": True}
+    secrets = ("-e", json.dumps(variables))
     run = site("dev", args=secrets)
     assert run.status == 0, run.output
     serves_with(cluster, given)

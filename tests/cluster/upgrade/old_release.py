@@ -31,7 +31,7 @@ def prepare() -> None:
 def deploy(cluster: Cluster, release: str, *, auth_database: str = "mlflow_auth") -> None:
     """Start a release on empty databases and an empty bucket, and wait until it serves."""
     remove(cluster)
-    empty_bucket(cluster)
+    cluster.delete_versions("dev", "mlflow")
     with cluster.database("dev", "postgres") as connection:
         for name in DATABASES:
             create_database(connection, name, "template0")
@@ -84,12 +84,6 @@ def remove(cluster: Cluster) -> None:
         for name in DATABASES:
             connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute("DROP ROLE IF EXISTS mlflow_migrator")
-
-
-def empty_bucket(cluster: Cluster) -> None:
-    store = cluster.object_store("dev")
-    for item in store.list_objects("mlflow", recursive=True, include_version=True):
-        store.remove_object("mlflow", item.object_name, item.version_id)
 
 
 def create_database(connection: Any, name: str, template: str) -> None:

@@ -54,21 +54,9 @@ def inside(cluster: Cluster, program: str, *arguments: str) -> str:
 
 def execute(cluster: Cluster, pod: str, namespace: str, command: list[str]) -> str:
     """Run a command in a pod's container; its standard output."""
-    from kubernetes.stream import stream
-
-    session = stream(
-        cluster.core.connect_get_namespaced_pod_exec,
-        pod,
-        namespace,
-        command=command,
-        stdout=True,
-        stderr=True,
-        _preload_content=False,
-    )
-    session.run_forever(timeout=300)
-    errors = session.read_stderr()
-    assert session.returncode == 0, f"in pod {pod}: {errors[-3000:]}"
-    return session.read_stdout()
+    status, output, errors = cluster.execute(namespace, pod, command)
+    assert status == 0, f"in pod {pod}: {errors[-3000:]}"
+    return output
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:

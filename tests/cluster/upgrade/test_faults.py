@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import old_release
 import pytest
-from conftest import Cluster, Run, site
+from conftest import Cluster, Run, folded, site
 from old_release import serves
-from watching import bare_server, plain, refused, state, user
+from watching import bare_server, refused, state, user
 
 # Without the role that mends the databases with an administrator's credentials.
 AS_THE_MIGRATOR = ("--tags", "mlflow_schema,mlflow_server")
@@ -21,7 +21,7 @@ def old(cluster: Cluster) -> None:
     old_release.filled(cluster)
     with user(cluster) as somebody:
         run = give_to_the_migrator()
-    assert "from mlflow to mlflow_migrator" in plain(run.output)
+    assert "from mlflow to mlflow_migrator" in folded(run.output)
     assert somebody.failures == []
 
 
@@ -49,6 +49,7 @@ def test_an_unknown_revision(cluster: Cluster) -> None:
         refused(cluster, "database mlflow at", "is at revision ffffffffffff", "nothing was changed")
 
 
+@pytest.mark.full
 def test_a_newer_revision_of_the_users(cluster: Cluster) -> None:
     edit = "UPDATE alembic_version_auth SET version_num = '0123456789ab'"
     undo = "UPDATE alembic_version_auth SET version_num = 'f1a2b3c4d5e6'"
@@ -56,12 +57,14 @@ def test_a_newer_revision_of_the_users(cluster: Cluster) -> None:
         refused(cluster, "database mlflow_auth at", "is at revision 0123456789ab", "nothing was changed")
 
 
+@pytest.mark.full
 def test_a_second_row_of_the_version(cluster: Cluster) -> None:
     edit = "INSERT INTO alembic_version VALUES ('1971f2d9a75b')"
     with edited(cluster, edit, "DELETE FROM alembic_version WHERE version_num = '1971f2d9a75b'"):
         refused(cluster, "has 2 revisions at once (1971f2d9a75b, b7e2c1a4d9f3)", "nothing was changed")
 
 
+@pytest.mark.full
 def test_another_programs_database(cluster: Cluster) -> None:
     """Optuna has a table alembic_version too."""
     with cluster.database("dev", "postgres") as connection:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-from conftest import Cluster, mlflow_client, play, site
+import pytest
+from conftest import Cluster, folded, mlflow_client, play, site
 from old_release import image, restart, serves
 from reading import differences, read_inside
-from watching import plain, state
+from watching import state
 
 LATER = """
 mlflow.set_experiment("vision")
@@ -17,18 +18,19 @@ answer = run.info.run_id
 """
 
 
+@pytest.mark.full
 def test_a_restore_brings_the_old_release_back(cluster: Cluster) -> None:
     before = restart(cluster)
     old_image = image(cluster)
     run = site("dev")
     assert run.status == 0, run.output
-    backup = re.search(r"(\S+); playbooks/restore.yml", plain(run.output))[1]
+    backup = re.search(r"(\S+); playbooks/restore.yml", folded(run.output))[1]
     mlflow_client("dev", cluster.secrets("dev"), LATER)
 
     upgraded = state(cluster)
     refusal = play("playbooks/restore.yml", "dev", args=("-e", f"mlflow_backup_id={backup}"))
     assert refusal.status != 0
-    assert "mlflow_backup_confirm_overwrite=dev" in plain(refusal.output)
+    assert "mlflow_backup_confirm_overwrite=dev" in folded(refusal.output)
     assert state(cluster) == upgraded
 
     confirmed = ("-e", f"mlflow_backup_id={backup}", "-e", "mlflow_backup_confirm_overwrite=dev")

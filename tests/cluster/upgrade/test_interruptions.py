@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cluster, site, wait_until
+from conftest import Cluster, Running, folded, site, wait_until
 from old_objects import NAMESPACE
 from old_release import FAULTS_FROM, image, restart, serves
 from reading import differences, read_inside, read_outside
-from watching import Running, in_the_middle, plain, upgrade_pods, user
+from watching import in_the_middle, upgrade_pods, user
 
 OLD_IMAGE, NEW_IMAGE = f"localhost/mlflow:{FAULTS_FROM}", "localhost/mlflow:3.17.2"
 
@@ -45,13 +45,13 @@ def test_the_old_version_serves_again(
         with in_the_middle(cluster, tmp_path / "log") as run:
             harm(cluster)
         status = run.wait()
-        print(plain(run.output)[-1500:])
+        print(folded(run.output)[-1500:])
         wait_until(lambda: serves(cluster), 60, "the old version serves again")
     print(f"without service for {somebody.seconds_without:.0f} s")
     assert status != 0
     assert "Traceback" not in run.output
-    assert words in plain(run.output)
-    assert "the old version serves again" in plain(run.output)
+    assert words in folded(run.output)
+    assert "the old version serves again" in folded(run.output)
     assert image(cluster) == OLD_IMAGE
     assert differences(before, read_inside(cluster)) == []
     ends_well(cluster, before)
@@ -62,8 +62,8 @@ def test_a_table_that_stays_locked_undoes_the_upgrade(cluster: Cluster, before: 
     with in_the_middle(cluster, tmp_path / "log") as run:
         status = run.wait()
     assert status != 0
-    assert "blocked by pid" in plain(run.output)
-    assert "user postgres" in plain(run.output)
+    assert "blocked by pid" in folded(run.output)
+    assert "user postgres" in folded(run.output)
     assert "Traceback" not in run.output
     assert (image(cluster), serves(cluster)) == (OLD_IMAGE, True)
     assert differences(before, read_inside(cluster)) == []
@@ -87,11 +87,12 @@ def ends_well(cluster: Cluster, before: dict[str, Any]) -> None:
     assert differences(before, read_outside(cluster)) == []
 
 
+@pytest.mark.full
 def test_of_two_runs_in_the_same_second_one_upgrades(cluster: Cluster, before: dict[str, Any], tmp_path: Path) -> None:
-    runs = [Running(log=tmp_path / name) for name in ("one", "other")]
+    runs = [Running("site.yml", "dev", log=tmp_path / name) for name in ("one", "other")]
     assert [run.wait() for run in runs] == [0, 0], "\n".join(run.output for run in runs)
     assert [run for run in runs if "Traceback" in run.output] == []
-    upgraded = ["upgraded the tracking database" in plain(run.output) for run in runs]
+    upgraded = ["upgraded the tracking database" in folded(run.output) for run in runs]
     assert sorted(upgraded) == [False, True]
     assert image(cluster) == NEW_IMAGE
     assert differences(before, read_outside(cluster)) == []

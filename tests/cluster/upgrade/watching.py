@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +11,7 @@ from typing import Any
 
 import psycopg
 import urllib3
-from conftest import ROOT, Cluster, Run, ansible_command, ansible_environment, request, site, wait_until
+from conftest import Cluster, Run, Running, folded, request, site, wait_until
 from old_objects import NAME, NAMESPACE, deployment
 from old_release import DATABASES, EXPERIMENT_0, serves
 
@@ -85,7 +82,7 @@ def refused(cluster: Cluster, *words: str, args: tuple[str, ...] = ()) -> Run:
     print(f"refused after {run.seconds:.0f} s, {somebody.asked} requests were served meanwhile")
     assert run.status != 0, run.output
     assert "Traceback" not in run.output
-    assert [word for word in words if word not in plain(run.output)] == [], run.output
+    assert [word for word in words if word not in folded(run.output)] == [], run.output
     assert somebody.failures == []
     assert somebody.asked > 10
     assert state(cluster) == before
@@ -151,40 +148,10 @@ def waits(cluster: Cluster) -> bool:
         )
 
 
-class Running:
-    """A run of site.yml that goes on while a test does something to it."""
-
-    def __init__(self, *args: str, playbook: str = "site.yml", log: Path) -> None:
-        self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                ansible_command(playbook, "dev", args=args),
-                env=ansible_environment(),
-                cwd=ROOT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def wait(self, seconds: float = 300) -> int:
-        """The exit status."""
-        return self.process.wait(seconds)
-
-    def kill(self) -> None:
-        """End it and all its children at once, as a machine that fails."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
-
-
 @contextmanager
 def in_the_middle(cluster: Cluster, log: Path) -> Iterator[Running]:
     """A run of site.yml whose upgrade stands still half way until the block ends, or for ten seconds."""
-    run = Running(log=log)
+    run = Running("site.yml", "dev", log=log)
     try:
         wait_until(lambda: has_planned(cluster) or run.process.poll() is not None, 180, "the backup has begun")
         # A dump may go on beside this lock; the upgrade may not.
@@ -195,8 +162,3 @@ def in_the_middle(cluster: Cluster, log: Path) -> Iterator[Running]:
     except BaseException:
         run.kill()
         raise
-
-
-def plain(output: str) -> str:
-    """An output without the line breaks that Ansible puts into long texts."""
-    return " ".join(output.split())
