@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import subprocess
@@ -78,6 +79,10 @@ def test_the_cluster_makes_encrypted_backups_that_only_the_key_opens(cluster: Cl
 
 
 def test_a_backup_that_is_cut_off_is_none_and_the_next_one_is_whole(cluster: Cluster) -> None:
+    store = cluster.object_store(ENVIRONMENT)
+    for number in range(4):
+        # So much that the copying goes on when the pod is killed.
+        store.put_object("mlflow", f"large/{number}", io.BytesIO(os.urandom(100 << 20)), 100 << 20)
     before = set(kept(cluster))
     command = ansible_command("playbooks/backup.yml", ENVIRONMENT)
     process = subprocess.Popen(command, cwd=ROOT, env=ansible_environment(), stdout=subprocess.DEVNULL)
@@ -85,9 +90,10 @@ def test_a_backup_that_is_cut_off_is_none_and_the_next_one_is_whole(cluster: Clu
     while not set(kept(cluster)) - before:
         assert time.monotonic() < end, "no backup was begun"
         time.sleep(0.2)
-    cluster.batch.delete_namespaced_job(
-        f"mlflow-backup-now-{ENVIRONMENT}", NAMESPACE, grace_period_seconds=0, propagation_policy="Background"
-    )
+    job = f"mlflow-backup-now-{ENVIRONMENT}"
+    # The Job first, so that it begins no other pod.
+    cluster.batch.delete_namespaced_job(job, NAMESPACE, propagation_policy="Background")
+    cluster.core.delete_collection_namespaced_pod(NAMESPACE, label_selector=f"job-name={job}", grace_period_seconds=0)
     assert process.wait(300) != 0
     cut = {name.split("/")[1] for name in set(kept(cluster)) - before if "/artifacts/" not in name}
     assert not any(name.endswith("manifest.json") for name in set(kept(cluster)) - before)
@@ -99,3 +105,4 @@ def test_a_backup_that_is_cut_off_is_none_and_the_next_one_is_whole(cluster: Clu
     done = play("playbooks/backup.yml", ENVIRONMENT)
     assert done.status == 0, done.output
     assert "kept: " in done.output
+    cluster.delete_versions(ENVIRONMENT, "mlflow", "large/")
