@@ -53,7 +53,7 @@ class Contour:
                 for item in found
             )
 
-        wait_until(known, 30, "the API server knows the new kinds")
+        wait_until(known, 60, "the API server knows the new kinds")
         where = {"name": SECRET, "namespace": NAMESPACE}
         listener = {"allowedRoutes": {"namespaces": {"from": "All"}}}
         tls = {"mode": "Terminate", "certificateRefs": [{"name": SECRET}]}

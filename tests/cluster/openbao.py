@@ -27,7 +27,7 @@ class Bao:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(lambda: "Unseal Key:" in self.log.read_text(), 30, "OpenBao starts")
+        wait_until(lambda: "Unseal Key:" in self.log.read_text(), 60, "OpenBao starts")
         self("POST", "sys/auth/approle", {"type": "approle"})
 
     def __call__(self, method: str, path: str, body: Any = None) -> Any:

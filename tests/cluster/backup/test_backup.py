@@ -124,7 +124,7 @@ def untouched(cluster: Cluster) -> Iterator[None]:
     yield
     assert contents(cluster) == before
     wait_until(lambda: deployment(cluster).status.ready_replicas, 120, "the servers are ready")
-    wait_until(lambda: experiments(cluster) == 200, 30, "the servers answer")
+    wait_until(lambda: experiments(cluster) == 200, 60, "the servers answer")
 
 
 @pytest.fixture

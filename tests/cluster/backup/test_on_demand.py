@@ -109,7 +109,7 @@ def test_a_restore_brings_back_databases_and_artifacts(cluster: Cluster, made: t
     assert f"artifacts: {count} of {count} brought back" in folded(done.output)
     password = cluster.secrets(ENVIRONMENT)["MLFLOW_AUTH_ADMIN_PASSWORD"]
     path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
-    wait_until(lambda: request(ENVIRONMENT, path, password=password).status == 200, 30, "the servers answer")
+    wait_until(lambda: request(ENVIRONMENT, path, password=password).status == 200, 60, "the servers answer")
     assert contents(cluster) == before
 
 

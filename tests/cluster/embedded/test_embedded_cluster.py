@@ -303,7 +303,7 @@ def test_a_neighbour_that_sends_its_packets_here_reaches_nothing(keeper: Keeper)
         server = subprocess.Popen(["python3", "-m", "http.server", "--bind", HERE, "8000"], stderr=subprocess.DEVNULL)
         try:
             # Only with a neighbour whose packets do arrive is anything proven.
-            wait_until(lambda: reachable((HERE, 8000), frm=there), 10, "the neighbour reaches this machine")
+            wait_until(lambda: reachable((HERE, 8000), frm=there), 60, "the neighbour reaches this machine")
             assert reachable(*inner, (HERE, keeper.port), frm=there) == set()
         finally:
             server.kill()
@@ -359,7 +359,7 @@ def kill_everything() -> None:
     assert before
     assert pod_processes()
     kill({*components(), *pod_processes()})
-    wait_until(lambda: not components(), 10, "every process is gone")
+    wait_until(lambda: not components(), 60, "every process is gone")
     assert mounts() == before
 
 

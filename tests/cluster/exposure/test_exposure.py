@@ -306,7 +306,7 @@ def test_without_tls_or_by_another_name_a_gateway_leads_nowhere(front: Front) ->
 def test_openshifts_api_accepts_the_route(front: Front, cluster: Cluster) -> None:
     [definition] = yaml.safe_load_all((Path(__file__).parent / "reduced_route_crd.yml").read_text())
     apply([definition])
-    wait_until(lambda: known(cluster), 20, "the API server knows Routes")
+    wait_until(lambda: known(cluster), 60, "the API server knows Routes")
     given = {"tls_secret": TLS_SECRET, "path_prefix": PREFIX, "max_artifact_size": 300}
     run = front.run("route", *SERVER, **given)
     assert run.status == 0, run.output
@@ -320,7 +320,7 @@ def test_without_any_of_it_the_node_port_answers_again(front: Front, cluster: Cl
     run = site("dev", args=SERVER)
     assert run.status == 0, run.output
     assert exposed(cluster) == NODEPORT
-    wait_until(lambda: request("dev", "/health").status == 200, 30, "the NodePort answers")
+    wait_until(lambda: request("dev", "/health").status == 200, 60, "the NodePort answers")
     again = site("dev", args=SERVER)
     assert (again.status, again.changed) == (0, 0), again.output
 

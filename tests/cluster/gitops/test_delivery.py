@@ -77,7 +77,7 @@ def test_the_rendered_tree_alone_brings_both_environments_up(delivery: Delivery,
         delivery.argo.set_up(environment)
     for environment in ENVIRONMENTS:
         delivery.argo.wait_for(environment, commit)
-        wait_until(lambda environment=environment: serves(environment), 30, f"{environment} serves")
+        wait_until(lambda environment=environment: serves(environment), 60, f"{environment} serves")
 
 
 def test_the_commit_has_upgraded_what_was_there_once_and_kept_its_data(

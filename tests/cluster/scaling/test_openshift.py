@@ -97,7 +97,7 @@ def remove(cluster: Cluster) -> None:
         except ApiException as error:
             if error.status != 404:
                 raise
-    wait_until(lambda: "security.openshift.io" not in groups(cluster), 30, "the API forgets OpenShift's group")
+    wait_until(lambda: "security.openshift.io" not in groups(cluster), 60, "the API forgets OpenShift's group")
 
 
 def groups(cluster: Cluster) -> list[str]:
@@ -108,8 +108,8 @@ def groups(cluster: Cluster) -> list[str]:
 def openshift(cluster: Cluster) -> Iterator[None]:
     try:
         apply([KIND, *({"apiVersion": API, "metadata": {"name": "openshift"}, **policy} for policy in POLICIES)])
-        wait_until(lambda: "security.openshift.io" in groups(cluster), 30, "the API has OpenShift's group")
-        wait_until(lambda: refused(cluster, fixed_user()), 30, "the API server enforces the policies")
+        wait_until(lambda: "security.openshift.io" in groups(cluster), 60, "the API has OpenShift's group")
+        wait_until(lambda: refused(cluster, fixed_user()), 60, "the API server enforces the policies")
         yield
     finally:
         remove(cluster)

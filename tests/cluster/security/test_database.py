@@ -178,7 +178,7 @@ def offer_tls(cluster: Cluster, key: str, certificate: str) -> None:
         connection.execute("ALTER SYSTEM SET ssl = on")
         connection.execute("SELECT pg_reload_conf()")
     # Each connection is served with the settings that the server has then.
-    wait_until(lambda: offers_tls(cluster), 10, "PostgreSQL offers TLS")
+    wait_until(lambda: offers_tls(cluster), 60, "PostgreSQL offers TLS")
 
 
 def offers_tls(cluster: Cluster) -> bool:

@@ -37,7 +37,7 @@ class Pod:
     def __init__(self, cluster: Cluster, namespace: str, name: str, labels: dict[str, str], *ports: int) -> None:
         self.core, self.namespace, self.name = cluster.core, namespace, name
         self.remove()
-        wait_until(lambda: not self._listed(), 30, f"pod {name} of before is gone")
+        wait_until(lambda: not self._listed(), 60, f"pod {name} of before is gone")
         container = {
             "name": "main",
             "image": IMAGE,
@@ -142,7 +142,7 @@ def test_it_is_the_policies_that_close_a_pod(cluster: Cluster, pods: dict[str, P
     labels = {"app.kubernetes.io/instance": "dev"}
     cluster.core.patch_namespaced_pod(job.name, MLFLOW, {"metadata": {"labels": labels}})
     try:
-        wait_until(lambda: job.reaches(own, *beyond) == {own}, 30, "the policies apply to the pod")
+        wait_until(lambda: job.reaches(own, *beyond) == {own}, 60, "the policies apply to the pod")
         assert job.reaches(f"{MLFLOW}:5000") == {f"{MLFLOW}:5000"}
         assert not stranger.reaches(f"{job.address}:5000", f"{job.address}:8080")
     finally:
@@ -172,13 +172,13 @@ def test_a_namespace_is_let_in_by_its_name_and_without_policies_everybody_is(
 
     before = {item.metadata.name for item in cluster.networking.list_namespaced_network_policy(MLFLOW).items}
     assert run(mlflow_server_allowed_namespaces=[OTHERS]) == before
-    wait_until(lambda: pods["stranger"].reaches(mlflow), 30, "the namespace that is named is let in")
+    wait_until(lambda: pods["stranger"].reaches(mlflow), 60, "the namespace that is named is let in")
     # Other rules of what may be reached are another policy, and the one of before goes when the servers have changed.
     more = {"to": [{"ipBlock": {"cidr": f"{NODE}/32"}}], "ports": [{"protocol": "TCP", "port": 6443}]}
     assert len(run(mlflow_environment_extra_egress=[more]) - before) == 1
-    wait_until(lambda: not pods["stranger"].reaches(mlflow), 30, "it is shut out again")
+    wait_until(lambda: not pods["stranger"].reaches(mlflow), 60, "it is shut out again")
     assert reaches(MLFLOW, server(cluster)[0], f"{NODE}:6443")
     assert run(mlflow_environment_network_policies=False) == set()
-    wait_until(lambda: pods["stranger"].reaches(mlflow), 30, "without a policy everybody is let in")
+    wait_until(lambda: pods["stranger"].reaches(mlflow), 60, "without a policy everybody is let in")
     assert run() == before
-    wait_until(lambda: not pods["stranger"].reaches(mlflow), 30, "the policies are back")
+    wait_until(lambda: not pods["stranger"].reaches(mlflow), 60, "the policies are back")

@@ -239,7 +239,7 @@ def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
     ) as server:
         try:
-            wait_until(lambda: answers(port), 20, "versitygw answers")
+            wait_until(lambda: answers(port), 60, "versitygw answers")
             for user in ("mlflow", "other"):
                 subprocess.run(
                     [program, "admin", "create-user", "-a", user, "-s", f"secret-of-{user}", "-r", "userplus"],

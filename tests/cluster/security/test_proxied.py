@@ -52,12 +52,12 @@ def client(cluster: Cluster) -> Iterator[dict[str, str]]:
     settings = client_environment("dev", cluster.secrets("dev"))
     yield {name: value for name, value in settings.items() if name not in S3}
     run("--skip-tags=mlflow_verification")
-    wait_until(lambda: offers() == {True}, 30, "the pods of before are asked no more")
+    wait_until(lambda: offers() == {True}, 60, "the pods of before are asked no more")
 
 
 @pytest.mark.parametrize("size", [KILOBYTE, pytest.param(LARGE, marks=pytest.mark.full)])
 def test_an_artifact_goes_through_the_server_both_ways(client: dict[str, str], size: int) -> None:
-    wait_until(lambda: offers() == {False}, 30, "the pods of before are asked no more")
+    wait_until(lambda: offers() == {False}, 60, "the pods of before are asked no more")
     program = [CLIENT, "-c", ROUND_TRIP, str(size)]
     done = subprocess.run(program, env=client, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
