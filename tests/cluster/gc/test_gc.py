@@ -323,3 +323,7 @@ def test_two_at_once_are_refused(cluster: Cluster, made: dict[str, Any]) -> None
         run = collect()
     assert run.status != 0
     assert "another clean-up of this environment is under way" in folded(run.output)
+
+    # Nothing that has failed is left.
+    alone = collect()
+    assert alone.status == 0, alone.output
