@@ -43,11 +43,15 @@ test: ## Lint, unit tests, and Molecule on a real Kubernetes on this machine
 UPGRADE_FROM := 3.4.0
 UPGRADE_FAULTS_FROM := 3.16.0
 UPGRADE_FULL := 2.22.4 3.4.0 3.5.1 3.6.0 3.10.1 3.16.0
+# Environments of a run that was cut off would take the room of those that a scenario needs.
+REMOVE_LEFTOVERS := ansible-playbook molecule/destroy_environments.yml \
+	-i inventories/dev -i inventories/stg -i inventories/prod -i inventories/embedded
 
 .PHONY: test-full
 test-full: DATA := test
 test-full: MLFLOW_VERSIONS += $(UPGRADE_FULL)
 test-full: cluster client servers ## What takes longer: backups, every old release, every fault in the middle of an upgrade
+	$(REMOVE_LEFTOVERS)
 	MLFLOW_TEST_FULL=true molecule test --scenario-name day_two
 	MLFLOW_TEST_FULL=true molecule test --scenario-name environments
 	MLFLOW_TEST_FULL=true molecule test --scenario-name embedded_cluster
@@ -72,6 +76,7 @@ unit: venv ## Unit tests
 molecule: DATA := test
 molecule: MLFLOW_VERSIONS += $(UPGRADE_FROM) $(UPGRADE_FAULTS_FROM)
 molecule: cluster client servers ## The Molecule scenarios, on the embedded cluster
+	$(REMOVE_LEFTOVERS)
 	molecule test --scenario-name embedded_cluster
 	molecule test --scenario-name default
 	molecule test --scenario-name security

@@ -19,7 +19,7 @@ PARTS = {
     "unfinished": "Unfinished",
 }
 # What a cell says of a part that could not be looked at.
-NO_ANSWER = "no answer"
+UNKNOWN = "unknown"
 ABSENT = "\N{EN DASH}"
 # The text's table: columns of environments beside each other, and their width.
 LABEL_WIDTH = max(map(len, PARTS.values()))
@@ -54,7 +54,7 @@ def plural(count: int, one: str) -> str:
 def cell_text(name: str, part: dict[str, Any]) -> str:
     """What was found of a part, in a few words; the problems are told elsewhere."""
     if set(part) == {"problems"} and part["problems"]:
-        return NO_ANSWER if name != "release" else "not deployed"
+        return UNKNOWN if name != "release" else "not deployed"
     if name == "release":
         return part["image"].rpartition("/")[2]
     if name == "schema":

@@ -139,7 +139,7 @@ def test_json_has_everything_and_one_word_for_a_monitor() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("bucket", part("there is no bucket mlflow"), "no answer"),
+        ("bucket", part("there is no bucket mlflow"), "unknown"),
         ("release", part("it is not deployed: there is no Deployment"), "not deployed"),
         ("bucket", part(objects=1, bytes=999, complete=True), "1 object\n999 bytes"),
         ("bucket", part(objects=10**6, bytes=10**12, complete=False), "at least 1,000,000 objects\nat least 1 TB"),
