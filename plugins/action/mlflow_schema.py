@@ -1,8 +1,8 @@
 """Runs a module that takes its time, and shows what it says while it runs.
 
 A module can say nothing before it ends, and an upgrade of a large database, or a copy of a large model, takes its time.
-So the module writes lines to a file, and this action, which runs in Ansible itself, shows them as they come. It is the
-action of every module whose name a file of this folder has that links here.
+So the module writes lines to a file, and this action, which runs in Ansible itself, shows them as they come.
+mlflow_model_promotion has it too.
 """
 
 from __future__ import annotations
